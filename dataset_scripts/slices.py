@@ -1,0 +1,110 @@
+"""Build a set from 2-D images and a table of them.
+
+    python dataset_scripts/slices.py --input_dir oasis1_axial --preset oasis1 --spacing_mm 1 1 --output_dir data/oasis
+
+The table (`--table`, default INPUT_DIR/slices.csv) needs the columns `file_name` (relative to INPUT_DIR), `subject`
+and `slice`; age, sex, diagnosis and cdr are taken where they are. Images are grey, 8 or 16 bit, anterior up, all of one
+size; they are cropped or padded about their centre to `--image_size`.
+"""
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from vq_ihdm.data.building import (
+    Rejections,
+    add_build_arguments,
+    add_privacy_arguments,
+    build_set,
+    check_build_arguments,
+    crop_or_pad,
+    encode_png,
+)
+from vq_ihdm.data.cards import OASIS1, OWN
+from vq_ihdm.data.covariates import covariate_features, read_covariates, read_table, stratum
+from vq_ihdm.errors import InputError, run
+
+PRESETS = {"own": OWN, "oasis1": OASIS1}
+WHITE = {"L": 255, "I;16": 65535}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--input_dir", type=Path, required=True, help="folder of the images")
+    parser.add_argument("--table", type=Path, help="CSV or TSV (default: INPUT_DIR/slices.csv)")
+    parser.add_argument("--preset", choices=PRESETS, default="own", help="whose terms go into the card")
+    parser.add_argument(
+        "--spacing_mm", type=float, nargs=2, required=True, help="pixel size, vertical and horizontal"
+    )
+    add_build_arguments(parser)
+    add_privacy_arguments(parser)
+    args = parser.parse_args()
+    check_build_arguments(args)
+
+    path = args.table or args.input_dir / "slices.csv"
+    table = read_table(path)
+    for column in ("file_name", "subject", "slice"):
+        if column not in table:
+            raise InputError(
+                f"the table {path} has no column {column!r}; it needs file_name, subject and slice."
+            )
+    covariates = read_covariates(table, path)
+    rejections = Rejections(args.strict)
+
+    # Headers only: which images can be opened, and the size most of them have.
+    sizes = {}
+    for name in table["file_name"]:
+        try:
+            with Image.open(args.input_dir / name) as image:
+                sizes[name] = image.size
+        except (OSError, UnidentifiedImageError):
+            rejections(f"{name} cannot be opened as an image; export it again or delete its row.")
+    if not sizes:
+        raise InputError(f"no image of {path} can be opened; check --input_dir.")
+    (width, height), _ = Counter(sizes.values()).most_common(1)[0]
+
+    subjects = {}
+    for index, name in table["file_name"].items():
+        if name not in sizes:
+            continue
+        if sizes[name] != (width, height):
+            rejections(
+                f"{name} has {sizes[name][0]}x{sizes[name][1]} pixels where most images have {width}x{height}; resample "
+                "it to that size."
+            )
+            continue
+        row = {"file_name": name, "slice": int(table["slice"][index]), **covariates.loc[index]}
+        subjects.setdefault(table["subject"][index], []).append(row)
+
+    def rows_of(subject: str):
+        for row in sorted(subjects[subject], key=lambda row: row["slice"]):
+            row = dict(row)
+            name = row.pop("file_name")
+            try:
+                with Image.open(args.input_dir / name) as image:
+                    image = image if image.mode in WHITE else image.convert("L")
+                    pixels = np.asarray(image, dtype=np.float32) / WHITE[image.mode]
+            except OSError:
+                rejections(f"{name} is damaged; export it again or delete its row.")
+                continue
+            yield {"image": encode_png(crop_or_pad(pixels, args.image_size), args.bit_depth), **row}
+
+    build_set(
+        args,
+        source=PRESETS[args.preset],
+        strata={subject: stratum(rows[0]) for subject, rows in subjects.items()},
+        rows_of=rows_of,
+        covariates=covariate_features(covariates),
+        spacing_mm=args.spacing_mm,
+        settings={"source images": f"{width}x{height} pixels, cropped or padded about the centre"},
+        rejections=rejections,
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,267 @@
+"""Write a `datasets` image set: subjects split and pseudonymised, parquet shards, dataset card.
+
+A built set is a folder that `load_dataset(folder)` reads: `data/{train,validation,test}-*.parquet`, `README.md` (the
+card) and `vq_ihdm.json` (what a program must know: voxel size, licence, whether the images may be passed on).
+"""
+
+import argparse
+import hashlib
+import hmac
+import io
+import json
+import random
+import secrets
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features, Image, Value
+from PIL import Image as PILImage
+from tqdm import tqdm
+
+from vq_ihdm.data.cards import Source, write_card
+from vq_ihdm.errors import InputError
+from vq_ihdm.files import replacing
+
+SPLITS = ("train", "validation", "test")
+SUBJECTS_PER_SHARD = 250
+PIXEL_TYPES = {8: ("L", np.uint8), 16: ("I;16", np.uint16)}
+
+
+def add_build_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options every builder shares."""
+    group = parser.add_argument_group("the built set")
+    group.add_argument(
+        "--output_dir", type=Path, required=True, help="folder of the set; replaced when complete"
+    )
+    group.add_argument(
+        "--image_size", type=int, nargs="+", default=[176], help="height and width, or one number"
+    )
+    group.add_argument(
+        "--downsampling_factor", type=int, default=16, help="of the VQGAN; must divide the image size"
+    )
+    group.add_argument(
+        "--bit_depth", type=int, choices=PIXEL_TYPES, default=8, help="16 keeps more grey levels"
+    )
+    group.add_argument(
+        "--split", type=float, nargs=3, default=[0.7, 0.15, 0.15], metavar=("TRAIN", "VAL", "TEST")
+    )
+    group.add_argument("--seed", type=int, default=0, help="draws the split")
+    group.add_argument("--strict", action="store_true", help="stop at the first input that cannot be used")
+
+
+def add_privacy_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of builders whose subjects are people."""
+    group = parser.add_argument_group("subjects")
+    group.add_argument(
+        "--salt_file",
+        type=Path,
+        help="secret that keys the subjects' pseudonyms, made when missing; keep it, do not publish it "
+        "(default: OUTPUT_DIR.salt, beside the set)",
+    )
+    group.add_argument(
+        "--keep_subject_ids", action="store_true", help="keep the source's ids instead of pseudonyms"
+    )
+
+
+def check_build_arguments(args: argparse.Namespace) -> None:
+    """Refuse options no set can be built with; `image_size` becomes a (height, width) pair.
+
+    Raises:
+        InputError: a size that is no multiple of the downsampling factor, shares that do not add up to one, or an
+            output folder that holds something else.
+    """
+    if len(args.image_size) > 2 or min(args.image_size) < 1:
+        raise InputError("--image_size takes one or two positive numbers: height and width in pixels.")
+    args.image_size = (args.image_size[0], args.image_size[-1])
+    factor = args.downsampling_factor
+    if any(size % factor for size in args.image_size):
+        fitting = "x".join(str(max(round(size / factor), 1) * factor) for size in args.image_size)
+        raise InputError(
+            f"the image size {args.image_size[0]}x{args.image_size[1]} is no multiple of the downsampling factor "
+            f"{factor}; pass a size such as {fitting}."
+        )
+    if min(args.split) < 0 or args.split[0] == 0 or abs(sum(args.split) - 1) > 1e-6:
+        raise InputError(
+            "the three shares of --split must not be negative, add up to 1 and leave some for training."
+        )
+    if args.output_dir.exists() and not (args.output_dir / "vq_ihdm.json").exists():
+        raise InputError(f"{args.output_dir} exists and is no built set; pass another --output_dir.")
+
+
+class Rejections:
+    """Inputs that were left out: each named in one line on stderr, counted; with `strict` the first one stops."""
+
+    def __init__(self, strict: bool) -> None:
+        self.strict = strict
+        self.count = 0
+
+    def __call__(self, message: str) -> None:
+        """`message`: what is wrong, which file, and the remedy, in one sentence."""
+        if self.strict:
+            raise InputError(message)
+        self.count += 1
+        tqdm.write(f"left out: {message}", file=sys.stderr)
+
+
+def split_subjects(strata: Mapping[str, str], shares: Sequence[float], seed: int) -> dict[str, str]:
+    """Assign every subject to a split, each stratum in proportion to `shares` as far as whole subjects allow.
+
+    Args:
+        strata: subject id -> label, any text.
+        shares: of train, validation and test; they add up to one.
+        seed: the only source of chance: the same ids, labels and seed give the same split.
+
+    Returns:
+        subject id -> "train", "validation" or "test".
+    """
+    subjects = sorted(strata)
+    random.Random(seed).shuffle(subjects)
+    subjects.sort(key=lambda subject: strata[subject])  # stable: random within a stratum
+    # What is owed to a split accumulates along the strata, so that both each stratum and the whole come out even.
+    owed = np.zeros(len(SPLITS))
+    assigned = {}
+    for subject in subjects:
+        owed += shares
+        split = int(owed.argmax())
+        owed[split] -= 1
+        assigned[subject] = SPLITS[split]
+    return assigned
+
+
+def read_salt(path: Path) -> bytes:
+    """The secret in `path`; a new random one is written there, readable by its owner alone, when there is none."""
+    if not path.exists():
+        with replacing(path) as temporary:
+            temporary.touch(mode=0o600)
+            temporary.write_text(secrets.token_hex(32) + "\n")
+    salt = path.read_bytes().strip()
+    if len(salt) < 16:
+        raise InputError(
+            f"the salt in {path} is shorter than 16 characters; delete it to have a new one made."
+        )
+    return salt
+
+
+def pseudonym(subject: str, salt: bytes) -> str:
+    """HMAC-SHA256 of a subject id, 16 hexadecimal digits: without the salt, known ids cannot be tried out."""
+    return hmac.new(salt, subject.encode(), hashlib.sha256).hexdigest()[:16]
+
+
+def encode_png(image: np.ndarray, bit_depth: int) -> bytes:
+    """PNG of a grey image (H, W) in [0, 1]."""
+    dtype = PIXEL_TYPES[bit_depth][1]
+    levels = np.rint(np.clip(image, 0, 1) * np.iinfo(dtype).max).astype(dtype)
+    buffer = io.BytesIO()
+    PILImage.fromarray(levels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def crop_or_pad(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Cut or fill with zeros the last two axes, about their centre, to `size` (H, W)."""
+    for axis, wanted in zip((-2, -1), size, strict=True):
+        excess = image.shape[axis] - wanted
+        if excess > 0:
+            image = np.take(image, range(excess // 2, excess // 2 + wanted), axis=axis)
+        else:
+            before = -excess // 2
+            padding = [(0, 0)] * image.ndim
+            padding[axis] = (before, -excess - before)
+            image = np.pad(image, padding)
+    return image
+
+
+def build_set(
+    args: argparse.Namespace,
+    *,
+    source: Source,
+    strata: Mapping[str, str],
+    rows_of: Callable[[str], Iterable[dict[str, Any]]],
+    covariates: Features,
+    spacing_mm: Sequence[float],
+    settings: Mapping[str, Any],
+    rejections: Rejections,
+) -> None:
+    """Write the set to `args.output_dir`, whole or not at all; memory holds one subject at a time.
+
+    Args:
+        args: parsed `add_build_arguments` (and, for people, `add_privacy_arguments`), checked.
+        source: what the data are and under which terms.
+        strata: every subject's id and the label its split is balanced by.
+        rows_of: rows of one subject: `image` (PNG bytes), `slice` (int) and the covariates.
+        covariates: their columns and types.
+        spacing_mm: size of a pixel, vertical and horizontal.
+        settings: how the images were made, for the card: no paths, no ids.
+        rejections: what was left out so far; `rows_of` may add to it.
+
+    Raises:
+        InputError: a split to which a share was given received no slice.
+    """
+    columns = {
+        "image": Image(mode=PIXEL_TYPES[args.bit_depth][0]),
+        "subject": Value("string"),
+        "slice": Value("int32"),
+    }
+    features = Features({**columns, **covariates})
+    if source.people and not args.keep_subject_ids:
+        salt = read_salt(args.salt_file or args.output_dir.with_name(args.output_dir.name + ".salt"))
+        published = {subject: pseudonym(subject, salt) for subject in strata}
+    else:
+        published = {subject: subject for subject in strata}
+    split_of = split_subjects(strata, args.split, args.seed)
+
+    counts = {}
+    with (
+        replacing(args.output_dir) as folder,
+        tqdm(total=len(strata), desc="Writing", unit="subject") as progress,
+    ):
+        (folder / "data").mkdir(parents=True)
+        for split, share in zip(SPLITS, args.split, strict=True):
+            # In the order of the published names: the order of the ids would give pseudonyms away.
+            members = sorted((s for s in strata if split_of[s] == split), key=published.__getitem__)
+            shards = [members[i : i + SUBJECTS_PER_SHARD] for i in range(0, len(members), SUBJECTS_PER_SHARD)]
+            slices = Counter()
+            for number, shard in enumerate(shards):
+                path = folder / "data" / f"{split}-{number:05d}-of-{len(shards):05d}.parquet"
+                with pq.ParquetWriter(path, features.arrow_schema) as writer:
+                    for subject in shard:
+                        rows = [{**row, "subject": published[subject]} for row in rows_of(subject)]
+                        if rows:
+                            writer.write_table(to_table(rows, features))
+                            slices[subject] = len(rows)
+                        progress.update()
+            if share and not slices:
+                raise InputError(
+                    f"no usable slice for the {split} split: {len(strata)} subjects were found and {rejections.count} "
+                    "inputs left out; add subjects, or give that split no share with --split."
+                )
+            if slices:
+                counts[split] = {"subjects": len(slices), "slices": slices.total()}
+        facts = {
+            "spacing_mm": [float(mm) for mm in spacing_mm],
+            "image_size": list(args.image_size),
+            "bit_depth": args.bit_depth,
+            "source": source.name,
+            "licence": source.licence,
+            "redistribution": source.redistribution,
+            "template": not source.people,
+            "splits": counts,
+        }
+        (folder / "vq_ihdm.json").write_text(json.dumps(facts, indent=2) + "\n")
+        write_card(folder, source, features, facts, {**settings, "seed": args.seed, "split": args.split})
+    for split, count in counts.items():
+        print(f"{split}: {count['slices']} slices of {count['subjects']} subjects")
+    print(f"{args.output_dir}: complete; {rejections.count} inputs left out")
+
+
+def to_table(rows: list[dict[str, Any]], features: Features) -> pa.Table:
+    """Rows with PNG bytes and plain values, as an arrow table of `features`."""
+    encoded = [
+        features.encode_example({**row, "image": {"bytes": row["image"], "path": None}}) for row in rows
+    ]
+    return pa.Table.from_pylist(encoded, schema=features.arrow_schema)

@@ -1,0 +1,146 @@
+"""The card of a built set, and the terms of the collections the builders know."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetInfo, Features
+from datasets.info import DatasetInfosDict
+from huggingface_hub import DatasetCard, DatasetCardData
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where images come from. `licence` is an id of the Hub's list; `people`: the subjects are real."""
+
+    name: str
+    description: str
+    licence: str
+    terms: str
+    redistribution: bool
+    people: bool = True
+
+
+OWN = Source(
+    name="own scans",
+    description="Axial slices of T1-weighted brain MRI.",
+    licence="other",
+    terms="The builder was not told under which terms these scans may be used. Treat them as confidential.",
+    redistribution=False,
+)
+ADNI = Source(
+    name="ADNI",
+    description="Axial slices of T1-weighted brain MRI from the Alzheimer's Disease Neuroimaging Initiative.",
+    licence="other",
+    terms="ADNI data use agreement (adni.loni.usc.edu). It forbids passing the images on: this set must not be "
+    "published.",
+    redistribution=False,
+)
+IXI = Source(
+    name="IXI",
+    description="Axial slices of T1-weighted brain MRI of healthy volunteers from the IXI data set.",
+    licence="cc-by-sa-3.0",
+    terms="IXI data set (brain-development.org/ixi-dataset), Creative Commons BY-SA 3.0: name the source and share "
+    "derived sets alike.",
+    redistribution=True,
+)
+OASIS1 = Source(
+    name="OASIS-1",
+    description="Axial slices of skull-stripped T1-weighted brain MRI from OASIS-1 (cross-sectional).",
+    licence="odbl",
+    terms="Open Database License 1.0 as published, and the OASIS data use terms (oasis-brains.org): acknowledge "
+    "OASIS-1 (Marcus et al., Journal of Cognitive Neuroscience 2007) and do not try to identify anyone.",
+    redistribution=True,
+)
+TEMPLATE = Source(
+    name="MNI152 template",
+    description="Synthetic axial slices **derived from one anatomical template** (the MNI152 T1, grey-matter and "
+    "white-matter maps of nilearn), deformed and recoloured at random. There are no patients in this set: it serves "
+    "demonstrations and tests, and no measurement on it says anything about people.",
+    licence="other",
+    terms="Derived from the ICBM 152 non-linear template (2009), copyright McGill University: use, copying and "
+    "distribution are permitted for any purpose without fee as long as the copyright notice is kept, without warranty.",
+    redistribution=True,
+    people=False,
+)
+
+
+def write_card(
+    folder: Path, source: Source, features: Features, facts: Mapping[str, Any], settings: dict
+) -> None:
+    """Write `folder/README.md`: YAML the Hub reads, then what the set is, how it was made, its counts and limits.
+
+    Args:
+        facts: the content of `vq_ihdm.json`.
+        settings: options of the build, shown as they are; must hold no path and no id.
+    """
+    counts = facts["splits"]
+    data = DatasetCardData(
+        pretty_name=f"{source.name}: axial brain slices",
+        license=source.licence,
+        task_categories=["unconditional-image-generation"],
+        size_categories=size_category(sum(count["slices"] for count in counts.values())),
+        tags=[
+            "medical",
+            "mri",
+            "brain",
+            "vq-ihdm",
+            *([] if source.people else ["synthetic", "template-derived"]),
+        ],
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in counts],
+            }
+        ],
+    )
+    DatasetInfosDict(default=DatasetInfo(features=features)).to_dataset_card_data(data)
+    height, width = facts["image_size"]
+    vertical, horizontal = facts["spacing_mm"]
+    subjects = (
+        "`subject` is a keyed hash of the source's id, or that id where the builder was told to keep it."
+        if source.people
+        else "`subject` numbers a synthetic anatomy."
+    )
+    text = f"""---
+{data.to_yaml()}
+---
+
+# {source.name}: axial brain slices
+
+{source.description}
+
+Images are {width}x{height} pixels, {facts["bit_depth"]} bit, {vertical:g}x{horizontal:g} mm a pixel, anterior up.
+{subjects} `slice` grows from inferior to superior. No subject is in two splits.
+
+| split | subjects | slices |
+|---|---|---|
+{"".join(f"| {split} | {count['subjects']} | {count['slices']} |{chr(10)}" for split, count in counts.items())}
+## How it was made
+
+{"".join(f"- {name}: {value}{chr(10)}" for name, value in settings.items())}
+## Licence and terms
+
+{source.terms}
+{"" if source.redistribution else chr(10) + "**The images must not be redistributed.**" + chr(10)}
+## Limits
+
+{limits(source)}
+"""
+    DatasetCard(text).save(folder / "README.md")
+
+
+def limits(source: Source) -> str:
+    if not source.people:
+        return "One anatomy underlies every image. Differences between subjects are simulated, none is pathological."
+    return (
+        "Slices of one subject are not independent: compare and split by subject. Intensities are scaled per volume and "
+        "carry no physical unit. The images are for research, not for diagnosis."
+    )
+
+
+def size_category(count: int) -> str:
+    """The Hub's bracket for a number of rows."""
+    bounds = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
+    return next((name for bound, name in bounds.items() if count < bound), "1M<n<10M")
