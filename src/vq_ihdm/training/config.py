@@ -1,0 +1,64 @@
+"""Presets and flags: a YAML file gives the defaults, the command line overrides them."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import yaml
+
+from ..errors import InputError
+from ..files import replacing
+
+PRESETS = Path("configs")
+
+
+def parse_args(parser: argparse.ArgumentParser, section: str, argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse `argv` with the defaults of `--config`.
+
+    Args:
+        parser: the script's own parser, without `--config`, which is added here.
+        section: the part of the YAML file that belongs to this script (`vqgan`, `ihdm`, ...). Its keys are the
+            script's flags.
+        argv: the command line; the process's own when None.
+
+    Raises:
+        InputError: the file is missing, is no YAML, or names a flag that does not exist.
+    """
+    parser.add_argument(
+        "--config", help=f"a preset's name (a file of {PRESETS}/) or a YAML file; flags override what it says"
+    )
+    path = parser.parse_known_args(argv)[0].config
+    if path is not None:
+        flags = {action.dest for action in parser._actions} - {"config", "help"}
+        values = _read_section(path, section)
+        unknown = sorted(set(values) - flags)
+        if unknown:
+            raise InputError(f"{path} names {', '.join(unknown)} under '{section}', which is no flag of this script")
+        # Strings make argparse apply each flag's own type to what the file says, as it does for the command line.
+        typed = {action.dest: action.type for action in parser._actions}
+        parser.set_defaults(
+            **{key: str(value) if typed[key] and value is not None and not isinstance(value, list) else value
+               for key, value in values.items()}
+        )  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def _read_section(path: str, section: str) -> dict:
+    file = Path(path) if Path(path).suffix in (".yaml", ".yml") else PRESETS / f"{path}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+        raise InputError(f"there is no preset {file}; the presets are {known}")
+    try:
+        presets = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise InputError(f"{file} is no valid YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(presets, dict) or not isinstance(presets.get(section), dict):
+        raise InputError(f"{file} has no section '{section}'; write the flags of this script under it")
+    return presets[section]
+
+
+def save_args(args: argparse.Namespace, path: str | os.PathLike) -> None:
+    """Write the effective configuration as JSON."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(vars(args), indent=2, sort_keys=True) + "\n")

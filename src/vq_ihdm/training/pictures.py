@@ -1,0 +1,47 @@
+"""Contact sheets, and how they reach the trackers."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from ..data.images import tensor_to_uint8
+from ..files import replacing
+
+
+def contact_sheet(images: np.ndarray, columns: int, margin: int = 2) -> Image.Image:
+    """(N, H, W) uint8 -> one picture, row by row."""
+    count, height, width = images.shape
+    rows = -(-count // columns)
+    sheet = np.full((rows * (height + margin) - margin, columns * (width + margin) - margin), 255, np.uint8)
+    for i, image in enumerate(images):
+        y, x = (i // columns) * (height + margin), (i % columns) * (width + margin)
+        sheet[y : y + height, x : x + width] = image
+    return Image.fromarray(sheet)
+
+
+def reconstruction_sheet(images: torch.Tensor, reconstructions: torch.Tensor) -> Image.Image:
+    """Originals (B, 1, H, W) in [-1, 1] in the upper row, their reconstructions below."""
+    return contact_sheet(tensor_to_uint8(torch.cat([images, reconstructions])), columns=len(images))
+
+
+def save_picture(picture: Image.Image, path: str | Path) -> None:
+    with replacing(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def log_picture(accelerator: Accelerator, name: str, picture: Image.Image, step: int) -> None:
+    """Hand a picture to every tracker of the run."""
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.writer.add_image(name, np.asarray(picture), step, dataformats="HW")
+        elif tracker.name == "wandb":
+            import wandb
+
+            tracker.log({name: wandb.Image(picture)}, step=step)
+        elif tracker.name == "trackio":
+            import trackio
+
+            tracker.log({name: trackio.Image(picture)}, step=step)
