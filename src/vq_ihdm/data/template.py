@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from skimage.measure import block_reduce
 
 FIELD_OF_VIEW_MM = 176.0
-CENTRE_MM = np.array([0.0, -17.0, 18.0])  # of the brain, in MNI space
+CENTRE_MM = np.array([0.0, -18.5, 18.0])  # of the brain, in MNI space
 SLICES_MM = (-2.0, 38.0)  # in MNI z: from the basal ganglia to the top of the lateral ventricles
 
 
@@ -81,11 +81,11 @@ def template_subject(
         ((height - 1) / 2 - np.arange(height)) * spacing,
         np.linspace(*SLICES_MM, num_slices) - CENTRE_MM[2],
     ]
-    size = 0.86 * np.exp(rng.normal(0, [0.035, 0.02, 0.03]))
-    turn = Rotation.from_euler("xyz", rng.normal(0, [3.0, 2.0, 2.5]), degrees=True).as_matrix()
+    size = 0.85 * np.exp(rng.uniform(-1, 1, 3) * [0.07, 0.03, 0.05])
+    turn = Rotation.from_euler("xyz", rng.uniform(-1, 1, 3) * [6.0, 3.0, 4.0], degrees=True).as_matrix()
     points = np.tensordot(turn / size, np.stack(np.meshgrid(*axes, indexing="ij")), 1)
     points += CENTRE_MM[:, None, None, None]
-    for wavelength, amplitude in ((160.0, 2.0), (70.0, 1.6), (30.0, 1.0)):
+    for wavelength, amplitude in ((160.0, 1.6), (70.0, 1.6), (30.0, 1.0)):
         points += amplitude * np.stack([smooth_field(axes, wavelength, rng) for _ in range(3)])
     points += rng.uniform(-2.5, 8.0) * sample(opening, points)
 
