@@ -32,15 +32,11 @@ WHITE = {"L": 255, "I;16": 65535}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input_dir", type=Path, required=True, help="folder of the images")
     parser.add_argument("--table", type=Path, help="CSV or TSV (default: INPUT_DIR/slices.csv)")
     parser.add_argument("--preset", choices=PRESETS, default="own", help="whose terms go into the card")
-    parser.add_argument(
-        "--spacing_mm", type=float, nargs=2, required=True, help="pixel size, vertical and horizontal"
-    )
+    parser.add_argument("--spacing_mm", type=float, nargs=2, required=True, help="pixel size, vertical and horizontal")
     add_build_arguments(parser)
     add_privacy_arguments(parser)
     args = parser.parse_args()
@@ -50,10 +46,8 @@ def main() -> None:
     table = read_table(path)
     for column in ("file_name", "subject", "slice"):
         if column not in table:
-            raise InputError(
-                f"the table {path} has no column {column!r}; it needs file_name, subject and slice."
-            )
-    covariates = read_covariates(table, path)
+            raise InputError(f"the table {path} has no column {column!r}; it needs file_name, subject and slice.")
+    covariates = read_covariates(table)
     rejections = Rejections(args.strict)
 
     # Headers only: which images can be opened, and the size most of them have.

@@ -36,21 +36,11 @@ PIXEL_TYPES = {8: ("L", np.uint8), 16: ("I;16", np.uint16)}
 def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     """The options every builder shares."""
     group = parser.add_argument_group("the built set")
-    group.add_argument(
-        "--output_dir", type=Path, required=True, help="folder of the set; replaced when complete"
-    )
-    group.add_argument(
-        "--image_size", type=int, nargs="+", default=[176], help="height and width, or one number"
-    )
-    group.add_argument(
-        "--downsampling_factor", type=int, default=16, help="of the VQGAN; must divide the image size"
-    )
-    group.add_argument(
-        "--bit_depth", type=int, choices=PIXEL_TYPES, default=8, help="16 keeps more grey levels"
-    )
-    group.add_argument(
-        "--split", type=float, nargs=3, default=[0.7, 0.15, 0.15], metavar=("TRAIN", "VAL", "TEST")
-    )
+    group.add_argument("--output_dir", type=Path, required=True, help="folder of the set; replaced when complete")
+    group.add_argument("--image_size", type=int, nargs="+", default=[176], help="height and width, or one number")
+    group.add_argument("--downsampling_factor", type=int, default=16, help="of the VQGAN; must divide the image size")
+    group.add_argument("--bit_depth", type=int, choices=PIXEL_TYPES, default=8, help="16 keeps more grey levels")
+    group.add_argument("--split", type=float, nargs=3, default=[0.7, 0.15, 0.15], metavar=("TRAIN", "VAL", "TEST"))
     group.add_argument("--seed", type=int, default=0, help="draws the split")
     group.add_argument("--strict", action="store_true", help="stop at the first input that cannot be used")
 
@@ -64,9 +54,7 @@ def add_privacy_arguments(parser: argparse.ArgumentParser) -> None:
         help="secret that keys the subjects' pseudonyms, made when missing; keep it, do not publish it "
         "(default: OUTPUT_DIR.salt, beside the set)",
     )
-    group.add_argument(
-        "--keep_subject_ids", action="store_true", help="keep the source's ids instead of pseudonyms"
-    )
+    group.add_argument("--keep_subject_ids", action="store_true", help="keep the source's ids instead of pseudonyms")
 
 
 def check_build_arguments(args: argparse.Namespace) -> None:
@@ -87,9 +75,7 @@ def check_build_arguments(args: argparse.Namespace) -> None:
             f"{factor}; pass a size such as {fitting}."
         )
     if min(args.split) < 0 or args.split[0] == 0 or abs(sum(args.split) - 1) > 1e-6:
-        raise InputError(
-            "the three shares of --split must not be negative, add up to 1 and leave some for training."
-        )
+        raise InputError("the three shares of --split must not be negative, add up to 1 and leave some for training.")
     if args.output_dir.exists() and not (args.output_dir / "vq_ihdm.json").exists():
         raise InputError(f"{args.output_dir} exists and is no built set; pass another --output_dir.")
 
@@ -142,9 +128,7 @@ def read_salt(path: Path) -> bytes:
             temporary.write_text(secrets.token_hex(32) + "\n")
     salt = path.read_bytes().strip()
     if len(salt) < 16:
-        raise InputError(
-            f"the salt in {path} is shorter than 16 characters; delete it to have a new one made."
-        )
+        raise InputError(f"the salt in {path} is shorter than 16 characters; delete it to have a new one made.")
     return salt
 
 
@@ -261,7 +245,5 @@ def build_set(
 
 def to_table(rows: list[dict[str, Any]], features: Features) -> pa.Table:
     """Rows with PNG bytes and plain values, as an arrow table of `features`."""
-    encoded = [
-        features.encode_example({**row, "image": {"bytes": row["image"], "path": None}}) for row in rows
-    ]
+    encoded = [features.encode_example({**row, "image": {"bytes": row["image"], "path": None}}) for row in rows]
     return pa.Table.from_pylist(encoded, schema=features.arrow_schema)

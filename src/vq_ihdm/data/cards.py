@@ -66,9 +66,7 @@ TEMPLATE = Source(
 )
 
 
-def write_card(
-    folder: Path, source: Source, features: Features, facts: Mapping[str, Any], settings: dict
-) -> None:
+def write_card(folder: Path, source: Source, features: Features, facts: Mapping[str, Any], settings: dict) -> None:
     """Write `folder/README.md`: YAML the Hub reads, then what the set is, how it was made, its counts and limits.
 
     Args:

@@ -1,0 +1,182 @@
+"""Axial slices of NIfTI volumes: window the intensities, then resample once to the grid of the slices.
+
+World coordinates are RAS mm, as the affine says: neither the order nor the direction of a file's axes matters.
+"""
+
+import hashlib
+import json
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from nibabel.processing import resample_from_to
+from nibabel.spaces import vox2out_vox
+from scipy.ndimage import gaussian_filter
+
+from vq_ihdm.data.building import encode_png
+from vq_ihdm.errors import InputError
+from vq_ihdm.files import replacing
+
+FOREGROUND = 0.1  # of the intensity window: above the noise of air, below tissue
+STRIDE = 4  # every 4th voxel is enough to find the head
+
+
+@dataclass(frozen=True)
+class SliceSettings:
+    """How a volume becomes images. Either `middle`, a number of slices, or `range_mm` (low, high, step) is given.
+
+    `z_zero` says where the z of `range_mm` is 0: "affine", as in the file (registered volumes), or "vertex", at the
+    top of the head (volumes as they come from the scanner, where z depends on how the subject lay).
+    """
+
+    voxel_size: float
+    image_size: tuple[int, int]
+    percentiles: tuple[float, float]
+    bit_depth: int
+    middle: int | None = None
+    range_mm: tuple[float, float, float] | None = None
+    z_zero: str = "affine"
+
+
+def read_volume(path: Path) -> nib.Nifti1Image:
+    """A 3-D volume in float32 with a valid affine.
+
+    Raises:
+        InputError: the file is damaged or is no finite, non-constant 3-D volume that has a place in space.
+    """
+    try:
+        image = nib.squeeze_image(nib.load(path))
+        if image.get_data_dtype().kind not in "iuf":
+            raise InputError(
+                f"{path} holds {image.get_data_dtype()} where grey values are needed; convert it to float."
+            )
+        if image.ndim != 3:
+            raise InputError(f"{path} has the shape {image.shape}; extract one 3-D volume from it.")
+        data = np.asarray(image.dataobj, dtype=np.float32)
+    except (OSError, EOFError, zlib.error, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError):
+        raise InputError(f"{path} is truncated or no NIfTI file; download or convert it again.") from None
+    if not np.isfinite(data).all():
+        raise InputError(f"{path} holds NaN or infinite values; convert it again or set them to zero.")
+    if data.min() == data.max():
+        raise InputError(f"{path} is empty (every voxel is {data.min():g}); convert it again or delete it.")
+    affine = image.affine
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+        raise InputError(f"{path} has a singular affine; repair the header's sform or qform, or convert it again.")
+    return nib.Nifti1Image(data, affine)
+
+
+def window(data: np.ndarray, percentiles: tuple[float, float]) -> np.ndarray:
+    """Scale intensities to [0, 1] between two robust limits, and clip.
+
+    The upper percentile is taken over the voxels above the mean, so that the amount of air around a head, or of
+    zeros around a stripped brain, does not matter.
+    """
+    low = np.percentile(data, percentiles[0])
+    high = np.percentile(data[data > data.mean()], percentiles[1])
+    return np.clip((data - low) / max(high - low, 1e-6), 0, 1)
+
+
+def foreground(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """World coordinates (N, 3) in mm of every `STRIDE`-th voxel of a windowed volume that shows tissue."""
+    voxels = STRIDE * np.argwhere(data[::STRIDE, ::STRIDE, ::STRIDE] > FOREGROUND)
+    return nib.affines.apply_affine(affine, voxels)
+
+
+def vertex(points: np.ndarray, affine: np.ndarray) -> float:
+    """World z in mm of the top of the head: where an axial section exceeds 10 cm2, as no stray voxels do.
+
+    `points` and `affine` are those of `foreground`.
+    """
+    thickness = 5.0
+    count, edges = np.histogram(points[:, 2], np.arange(points[:, 2].min(), points[:, 2].max() + thickness, thickness))
+    area = count * STRIDE**3 * abs(np.linalg.det(affine[:3, :3])) / thickness
+    return edges[1:][area > 1000].max(initial=points[:, 2].min())
+
+
+def slice_positions(image: nib.Nifti1Image, points: np.ndarray, settings: SliceSettings) -> np.ndarray:
+    """World z in mm of the slices, ascending.
+
+    Raises:
+        InputError: the volume does not reach that far.
+    """
+    (_, _, depth), box = vox2out_vox(image, [settings.voxel_size] * 3)
+    bottom, top = box[2, 3], box[2, 3] + (depth - 1) * settings.voxel_size
+    if settings.range_mm:
+        low, high, step = settings.range_mm
+        zero = vertex(points, image.affine) if settings.z_zero == "vertex" else 0.0
+        if zero + low < bottom or zero + high > top:
+            raise InputError(
+                f"covers z from {bottom - zero:.0f} to {top - zero:.0f} mm only; choose --slices_mm inside that "
+                "or delete the file."
+            )
+        return zero + np.arange(low, high + 1e-6, step)
+    if depth < settings.middle:
+        raise InputError(f"has {depth} axial slices of {settings.voxel_size:g} mm; ask for fewer with --slices.")
+    first = (depth - settings.middle) // 2
+    return bottom + (first + np.arange(settings.middle)) * settings.voxel_size
+
+
+def volume_slices(path: Path, settings: SliceSettings) -> np.ndarray:
+    """Axial slices of the volume at `path`, from inferior to superior.
+
+    Anterior is up and the subject's left is on the left. The middle of the head, over all the slices together, is
+    the middle of the images; what lies outside the volume is black.
+
+    Returns:
+        float32 (N, H, W) in [0, 1].
+
+    Raises:
+        InputError: the volume cannot be used; the message names it and the remedy.
+    """
+    image = read_volume(path)
+    data = window(np.asarray(image.dataobj), settings.percentiles)
+    points = foreground(data, image.affine)
+    try:
+        positions = slice_positions(image, points, settings)
+    except InputError as error:
+        raise InputError(f"{path} {error}") from None
+    points = points[(points[:, 2] >= positions[0] - STRIDE) & (points[:, 2] <= positions[-1] + STRIDE)]
+    blank = InputError(f"{path} shows nothing in some of the slices; choose others with --slices or --slices_mm.")
+    if len(points) == 0:
+        raise blank
+    x, y, _ = np.percentile(points, [1, 99], axis=0).mean(0)  # not the extremes: those may be stray voxels
+
+    # Low-pass before sampling coarser, by what the width of a pixel exceeds that of a voxel.
+    excess = np.maximum((settings.voxel_size / nib.affines.voxel_sizes(image.affine)) ** 2 - 1, 0)
+    image = nib.Nifti1Image(gaussian_filter(data, np.sqrt(excess) / 2.355), image.affine)
+    height, width = settings.image_size
+    size = settings.voxel_size
+    to_world = np.zeros((4, 4))  # (slice, row, column, 1) -> (x, y, z, 1)
+    to_world[0, 2] = size
+    to_world[1, 1] = -size
+    to_world[2, 0] = settings.range_mm[2] if settings.range_mm else size
+    to_world[:, 3] = [x - (width - 1) / 2 * size, y + (height - 1) / 2 * size, positions[0], 1]
+    slices = resample_from_to(image, ((len(positions), height, width), to_world), order=1)
+    slices = np.asarray(slices.dataobj, dtype=np.float32)
+    if (slices > FOREGROUND).mean((1, 2)).min() < 0.01:
+        raise blank
+    return slices
+
+
+def prepare_volume(path: Path, settings: SliceSettings, folder: Path) -> tuple[str, str]:
+    """Write the slices of a volume to a parquet file in `folder`, unless an earlier run has.
+
+    Returns:
+        (key, ""): the file's stem, a hash of the volume's content and the settings; or ("", message) when the
+        volume cannot be used: a value, not an exception, so that a pool of processes goes on.
+    """
+    digest = hashlib.sha256(json.dumps(asdict(settings)).encode())
+    try:
+        digest.update(path.read_bytes())
+        finished = folder / f"{digest.hexdigest()}.parquet"
+        if not finished.exists():
+            images = [encode_png(image, settings.bit_depth) for image in volume_slices(path, settings)]
+            with replacing(finished) as temporary:
+                pq.write_table(pa.table({"image": images, "slice": range(len(images))}), temporary)
+    except InputError as error:
+        return "", str(error)
+    return finished.stem, ""
