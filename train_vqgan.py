@@ -26,7 +26,7 @@ from vq_ihdm.data.images import SliceTensors, check_image_size, load_slices
 from vq_ihdm.errors import run
 from vq_ihdm.files import replacing
 from vq_ihdm.training.checkpoints import Checkpointer
-from vq_ihdm.training.config import parse_args, save_args
+from vq_ihdm.training.config import add_training_arguments, parse_args, save_args
 from vq_ihdm.training.ema import EMA
 from vq_ihdm.training.loop import Interruption, Stopwatch, batch_order, check_finite
 from vq_ihdm.training.pictures import log_picture, reconstruction_sheet, save_picture
@@ -46,11 +46,8 @@ from vq_ihdm.vqgan.perceptual import PerceptualLoss
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_training_arguments(parser)
     add = parser.add_argument
-    add("--dataset_name", help="a set built by dataset_scripts/ (local folder) or one on the Hub")
-    add("--train_data_dir", help="instead: a folder of images with a metadata.csv (file_name, subject)")
-    add("--output_dir", default="runs/vqgan")
-    add("--seed", type=int, default=0)
     # the VQModel
     add("--block_out_channels", type=int, nargs="+", default=[128, 128, 256, 256, 512])
     add("--layers_per_block", type=int, default=2)
@@ -74,25 +71,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--disc_start", type=int, default=10_000, help="the discriminator trains from this step on")
     add("--disc_warmup_steps", type=int, default=1_000, help="and its loss enters the generator so much later")
     add("--disc_channels", type=int, default=64)
-    # optimisation
-    add("--max_train_steps", type=int, default=575_000)
-    add("--train_batch_size", type=int, default=3, help="per process")
-    add("--gradient_accumulation_steps", type=int, default=1)
-    add("--learning_rate", type=float, default=1e-4)
-    add("--lr_scheduler", default="constant_with_warmup", help="a name of diffusers.optimization")
-    add("--lr_warmup_steps", type=int, default=30_000)
-    add("--max_grad_norm", type=float, default=1.0)
-    add("--ema_decay", type=float, default=0.999)
-    add("--random_flip", action=argparse.BooleanOptionalAction, default=True, help="mirror left and right")
-    add("--mixed_precision", choices=["no", "fp16", "bf16"], default="no")
     add("--dataloader_num_workers", type=int, default=0)
-    # checkpoints, validation, trackers
-    add("--checkpointing_steps", type=int, default=5_000)
-    add("--checkpoints_total_limit", type=int, default=2)
-    add("--resume_from_checkpoint", help="a checkpoint folder, or 'latest'")
-    add("--validation_steps", type=int, default=5_000)
     add("--num_validation_images", type=int, default=256, help="held-out images of the measure, at most")
-    add("--report_to", choices=["tensorboard", "trackio", "wandb", "none"], default="tensorboard")
+    parser.set_defaults(max_train_steps=575_000, train_batch_size=3)
     return parser
 
 

@@ -13,6 +13,30 @@ from ..files import replacing
 PRESETS = Path("configs")
 
 
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags all train scripts share; a script gives its own defaults with `parser.set_defaults`."""
+    add = parser.add_argument
+    add("--dataset_name", help="a set built by dataset_scripts/ (local folder) or one on the Hub")
+    add("--train_data_dir", help="instead: a folder of images with a metadata.csv (file_name, subject)")
+    add("--output_dir", required=True)
+    add("--seed", type=int, default=0)
+    add("--random_flip", action=argparse.BooleanOptionalAction, default=True, help="mirror left and right")
+    add("--max_train_steps", type=int)
+    add("--train_batch_size", type=int, help="per process")
+    add("--gradient_accumulation_steps", type=int, default=1)
+    add("--learning_rate", type=float, default=1e-4)
+    add("--lr_scheduler", default="constant_with_warmup", help="a name of diffusers.optimization")
+    add("--lr_warmup_steps", type=int, default=30_000)
+    add("--max_grad_norm", type=float, default=1.0)
+    add("--ema_decay", type=float, default=0.999)
+    add("--mixed_precision", choices=["no", "fp16", "bf16"], default="no")
+    add("--checkpointing_steps", type=int, default=5_000)
+    add("--checkpoints_total_limit", type=int, default=2)
+    add("--resume_from_checkpoint", help="a checkpoint folder, or 'latest'")
+    add("--validation_steps", type=int, default=5_000)
+    add("--report_to", choices=["tensorboard", "trackio", "wandb", "none"], default="tensorboard")
+
+
 def parse_args(parser: argparse.ArgumentParser, section: str, argv: list[str] | None = None) -> argparse.Namespace:
     """Parse `argv` with the defaults of `--config`.
 

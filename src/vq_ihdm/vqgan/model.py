@@ -62,20 +62,6 @@ def downsampling_factor(model: VQModel) -> int:
     return 2 ** (len(model.config.block_out_channels) - 1)
 
 
-def encode_to_codes(model: VQModel, images: torch.Tensor) -> torch.Tensor:
-    """(B, 1, H, W) in [-1, 1] -> (B, h, w) code indices."""
-    latents = model.encode(images).latents
-    batch, _, height, width = latents.shape
-    return model.quantize(latents.float())[2][2].view(batch, height, width)
-
-
-def decode_codes(model: VQModel, code_indices: torch.Tensor) -> torch.Tensor:
-    """(B, h, w) code indices -> (B, 1, H, W), about [-1, 1]."""
-    shape = (*code_indices.shape, model.config.vq_embed_dim)
-    embeddings = model.quantize.get_codebook_entry(code_indices.flatten(), shape)
-    return model.decode(embeddings.to(model.dtype), force_not_quantize=True).sample
-
-
 class TrainableVQModel(nn.Module):
     """Encode, quantise and decode in one forward pass, as distributed training needs it.
 

@@ -1,0 +1,40 @@
+"""What the pipelines over VQGAN codes share: from pixels to codes and back."""
+
+import torch
+from diffusers import ImagePipelineOutput
+
+from .slice_pipeline import SlicePipeline
+
+
+class TokenPipeline(SlicePipeline):
+    """Base of the pipelines with a `vqvae`."""
+
+    @torch.no_grad()
+    def encode_images(self, images: torch.Tensor) -> torch.LongTensor:
+        """(B, 1, H, W) in [-1, 1] -> (B, h, w) code indices."""
+        latents = self.vqvae.encode(images.to(self.vqvae.device, self.vqvae.dtype)).latents
+        batch, _, height, width = latents.shape
+        return self.vqvae.quantize(latents)[2][2].view(batch, height, width)
+
+    @torch.no_grad()
+    def decode_codes(self, code_indices: torch.LongTensor) -> torch.Tensor:
+        """(B, h, w) code indices -> (B, 1, H, W), about [-1, 1]."""
+        shape = (*code_indices.shape, self.vqvae.config.vq_embed_dim)
+        embeddings = self.vqvae.quantize.get_codebook_entry(code_indices.flatten(), shape)
+        return self.vqvae.decode(embeddings, force_not_quantize=True).sample
+
+    def finish(
+        self, code_indices: torch.LongTensor, batch_size: int, output_type: str, return_dict: bool
+    ) -> ImagePipelineOutput | tuple:
+        """Decode drawn codes (N, h, w), `batch_size` images at a time, into the asked output.
+
+        Raises:
+            ValueError: an unknown `output_type`.
+        """
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type is pil, np, pt or latent, not {output_type}")
+        if output_type == "latent":
+            return ImagePipelineOutput(images=code_indices) if return_dict else (code_indices,)
+        images = torch.cat([self.decode_codes(codes).cpu() for codes in code_indices.split(batch_size)])
+        self.maybe_free_model_hooks()
+        return self.to_output(images, output_type, return_dict)

@@ -1,0 +1,53 @@
+"""A data set as code indices, encoded once."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from datasets import Dataset, Image
+from diffusers import VQModel
+from huggingface_hub.constants import HF_HOME
+from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
+
+from ..files import replacing
+from .images import SliceTensors
+
+CACHE = Path(HF_HOME) / "vq_ihdm" / "tokens"
+
+
+@torch.no_grad()
+def encode_split(vqvae: VQModel, split: Dataset, mirrored: bool, batch_size: int = 32) -> torch.LongTensor:
+    """Code indices (N, h, w) of a split; with `mirrored` (N, 2, h, w), each image and its left-right mirror image.
+
+    Cached by the content of images and VQGAN, so a set is encoded once whatever trains on it.
+    """
+    cached = CACHE / f"{_fingerprint(vqvae, split, mirrored)}.safetensors"
+    if cached.is_file():
+        return load_file(cached)["code_indices"].long()
+    images = SliceTensors(split)
+    parts = []
+    for start in tqdm(range(0, len(images), batch_size), desc="encoding"):
+        batch = images.stack(list(range(start, min(start + batch_size, len(images))))).to(vqvae.device)
+        views = [batch, batch.flip(-1)] if mirrored else [batch]
+        parts.append(torch.stack([encode_images(vqvae, view).cpu() for view in views], dim=1))
+    code_indices = torch.cat(parts) if mirrored else torch.cat(parts)[:, 0]
+    with replacing(cached) as temporary:
+        save_file({"code_indices": code_indices.to(torch.int32)}, temporary)
+    return code_indices
+
+
+def encode_images(vqvae: VQModel, images: torch.Tensor) -> torch.LongTensor:
+    """(B, 1, H, W) in [-1, 1] -> (B, h, w) code indices."""
+    latents = vqvae.encode(images).latents
+    batch, _, height, width = latents.shape
+    return vqvae.quantize(latents)[2][2].view(batch, height, width)
+
+
+def _fingerprint(vqvae: VQModel, split: Dataset, mirrored: bool) -> str:
+    digest = hashlib.sha256(f"1 {mirrored} {vqvae.config}".encode())  # the leading number: the cache's format
+    for name, tensor in sorted(vqvae.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    for row in split.select_columns("image").cast_column("image", Image(decode=False)):
+        digest.update(row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes())
+    return digest.hexdigest()[:32]

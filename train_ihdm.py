@@ -1,0 +1,183 @@
+"""Stage 2: train the denoiser on code indices, fit the blurry prior, and write a complete pipeline.
+
+    accelerate launch train_ihdm.py --config oasis --dataset_name data/oasis --vqvae runs/vqgan/best \\
+        --output_dir runs/ihdm
+
+The loss is the cross-entropy of the true codes at every position given the blurred embeddings,
+
+    L = -log p(z_0 | u_t),  u_t = blur(e_0, sigma_t) + delta * noise.
+
+In half of the examples a random part of the codes is revealed, and only the others count: what sampling in several
+steps needs. Under --output_dir the script leaves `checkpoint-<step>/` to resume from, `best/` (the averaged denoiser
+with the lowest held-out cross-entropy), `pipeline/` (the `VQIHDMPipeline` around it), `samples.png`, `config.json`
+and the trackers' `logs/`.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate.utils import set_seed
+
+from vq_ihdm import HeatDissipationScheduler, VQIHDMDenoiser, VQIHDMDenoiserConfig, VQIHDMPipeline
+from vq_ihdm.data.images import check_image_size, load_slices
+from vq_ihdm.data.tokens import encode_split
+from vq_ihdm.errors import InputError, run
+from vq_ihdm.files import replacing
+from vq_ihdm.fit_prior import fit_prior
+from vq_ihdm.training.config import add_training_arguments, parse_args
+from vq_ihdm.training.pictures import contact_sheet
+from vq_ihdm.training.trainer import make_accelerator, train_network
+from vq_ihdm.vqgan.model import downsampling_factor, load_vq_model
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_training_arguments(parser)
+    add = parser.add_argument
+    add("--vqvae", required=True, help="the VQModel of stage 1: a folder or a Hub id")
+    # the denoiser
+    add("--hidden_size", type=int, default=512)
+    add("--num_hidden_layers", type=int, default=24)
+    add("--num_attention_heads", type=int, default=8)
+    add("--dropout", type=float, default=0.1)
+    # the forward process
+    add("--num_train_timesteps", type=int, default=200, help="T, number of sigmas")
+    add("--sigma_min", type=float, default=0.5, help="in cells of the code grid")
+    add("--sigma_max", type=float, default=24.0)
+    add("--delta", type=float, default=0.0, help="noise on u_t, in standard deviations of the embeddings")
+    add("--train_sigmas", choices=["final", "all"], default="final", help="train at sigma_max alone or at all T")
+    add("--reveal_probability", type=float, default=0.5, help="share of examples with some codes revealed")
+    # the prior and what sampling does unless told otherwise
+    add("--prior", choices=["mixture", "slice", "images"], default="mixture")
+    add("--prior_rank", type=int, default=128)
+    add("--prior_components", type=int, default=8)
+    add("--allow_training_image_prior", action="store_true", help="save a prior of kind 'images' all the same")
+    add("--temperature", type=float, default=1.0)
+    add("--top_p", type=float, default=1.0)
+    add("--reveal_order", choices=["random", "confidence", "halton"], default="random")
+    parser.set_defaults(max_train_steps=75_000, train_batch_size=20)
+    return parser
+
+
+def main() -> None:
+    args = parse_args(build_parser(), "ihdm")
+    if args.prior == "images" and not args.allow_training_image_prior:
+        raise InputError(
+            "--prior images would save blurred scans of the training subjects inside the pipeline; use "
+            "--prior mixture, or add --allow_training_image_prior if the data may be passed on"
+        )
+    output_dir = Path(args.output_dir)
+    accelerator = make_accelerator(args)
+    device = accelerator.device
+    set_seed(args.seed, device_specific=True)
+
+    # ---- tokens -----------------------------------------------------------------------------------------------
+    vqvae = load_vq_model(args.vqvae).to(device)
+    splits = load_slices(args.dataset_name, args.train_data_dir)
+    check_image_size(splits["train"], args.dataset_name or args.train_data_dir, downsampling_factor(vqvae))
+    with accelerator.main_process_first():  # the first one fills the cache for all
+        train_codes = encode_split(vqvae, splits["train"], mirrored=args.random_flip)
+        held_out_codes = encode_split(vqvae, splits["validation"], mirrored=False).to(device)
+    if not args.random_flip:
+        train_codes = train_codes[:, None]
+
+    # ---- denoiser, scheduler, prior ---------------------------------------------------------------------------
+    num_codes, code_dim = vqvae.quantize.embedding.weight.shape
+    denoiser = VQIHDMDenoiser(
+        VQIHDMDenoiserConfig(
+            num_codes=num_codes,
+            code_dim=code_dim,
+            height=train_codes.shape[-2],
+            width=train_codes.shape[-1],
+            hidden_size=args.hidden_size,
+            num_hidden_layers=args.num_hidden_layers,
+            num_attention_heads=args.num_attention_heads,
+            dropout=args.dropout,
+        )
+    )
+    # Embeddings are standardised with the statistics of the training tokens, not of the codebook: codes that are
+    # used often count as often, and delta means the same for every VQGAN.
+    codebook = vqvae.quantize.embedding.weight.detach().cpu()
+    tokens = codebook[train_codes.flatten()]
+    denoiser.code_embeddings.copy_((codebook - tokens.mean(0)) / tokens.std(0).clamp_min(1e-6))
+    scheduler = HeatDissipationScheduler(
+        num_train_timesteps=args.num_train_timesteps,
+        sigma_min=args.sigma_min,
+        sigma_max=args.sigma_max,
+        delta=args.delta,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        reveal_order=args.reveal_order,
+    )
+    prior = fit_prior(
+        denoiser.embed_codes(train_codes.flatten(0, 1)),
+        sigma=args.sigma_max,
+        kind=args.prior,
+        rank=args.prior_rank,
+        num_components=args.prior_components,
+        seed=args.seed,
+    )
+    prior.allow_saving_images = args.allow_training_image_prior
+    accelerator.print(
+        f"prior: {args.prior}, {prior.config.num_modes} modes, rank {prior.config.rank}, "
+        f"{prior.config.variance_kept:.1%} of the variance of u_T"
+    )
+
+    # ---- loss -------------------------------------------------------------------------------------------------
+    T, num_positions = args.num_train_timesteps, train_codes[0, 0].numel()
+    embed_codes = denoiser.to(device).embed_codes  # of the network itself: `accelerate` hands the loss a wrapped one
+
+    def cross_entropy(network: torch.nn.Module, codes: torch.LongTensor, timesteps, reveal: float) -> torch.Tensor:
+        """Mean over the open positions of (B, h, w) codes; in a share `reveal` of the examples some are revealed."""
+        batch = len(codes)
+        sharp = embed_codes(codes)
+        sample = scheduler.add_noise(sharp, torch.randn_like(sharp), timesteps)
+        # Uniform in the schedule's time, so that every stage of a run of many steps is seen equally often.
+        share_open = torch.sin(torch.pi / 2 * torch.rand(batch, device=device))
+        share_open = torch.where(torch.rand(batch, device=device) < reveal, share_open, 1.0)
+        num_open = (share_open * num_positions).ceil().clamp_min(1)
+        rank = torch.rand(batch, num_positions, device=device).argsort(1).argsort(1)
+        known = (rank >= num_open[:, None]).view_as(codes)
+        sample = torch.where(known[:, None], sharp, sample)
+        logits = network(sample, scheduler.sigmas.to(device)[timesteps], known=known).logits
+        return F.cross_entropy(logits[~known].float(), codes[~known])
+
+    def loss(network: torch.nn.Module, indices: torch.LongTensor) -> torch.Tensor:
+        view = torch.randint(train_codes.shape[1], indices.shape)  # the slice or its mirror image
+        codes = train_codes[indices, view].to(device)
+        first = T if args.train_sigmas == "final" else 1
+        timesteps = torch.randint(first, T + 1, (len(codes),), device=device)
+        return cross_entropy(network, codes, timesteps, args.reveal_probability)
+
+    # ---- validation -------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def validate(averaged: VQIHDMDenoiser):
+        """Held-out cross-entropy with no code revealed, the one-step task; and eight samples."""
+        with torch.random.fork_rng():
+            torch.manual_seed(args.seed)
+            total = 0.0
+            for codes in held_out_codes.split(64):
+                final = torch.full((len(codes),), T, device=device)
+                total += cross_entropy(averaged, codes, final, reveal=0).item() * len(codes)
+        metrics = {"cross_entropy": total / len(held_out_codes)}
+        pipeline = VQIHDMPipeline(vqvae, averaged, prior.to(device), scheduler)
+        pipeline.set_progress_bar_config(disable=True)
+        images = pipeline(8, generator=torch.Generator().manual_seed(args.seed), output_type="np").images
+        return metrics, {"samples": contact_sheet((images[..., 0] * 255).round().astype("uint8"), columns=4)}
+
+    result = train_network(args, accelerator, "denoiser", denoiser, len(train_codes), loss, validate)
+    if result is None or not accelerator.is_main_process:
+        return
+    best_folder, metrics = result
+    best = VQIHDMDenoiser.from_pretrained(best_folder).eval()
+    with replacing(output_dir / "pipeline") as temporary:
+        VQIHDMPipeline(vqvae.cpu(), best, prior.cpu(), scheduler).save_pretrained(temporary)
+    (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    print(f"the pipeline is in {output_dir / 'pipeline'}")
+
+
+if __name__ == "__main__":
+    run(main)
