@@ -114,6 +114,8 @@ def main() -> None:
 
     preset = PRESETS[args.preset]
     if args.subject_pattern:
+        if re.compile(args.subject_pattern).groups != 1:
+            raise InputError("--subject_pattern needs one group, in parentheses, around the subject's id.")
         preset = Preset(preset.source, args.subject_pattern)
     rejections = Rejections(args.strict)
     scans = find_scans(args.input_dir, preset, rejections)
@@ -181,7 +183,8 @@ def main() -> None:
             "orientation": "anterior up, the subject's left on the left, centred on the head",
             "voxel size": f"{args.voxel_size:g} mm, linear interpolation",
             "slices": (
-                f"z from {settings.range_mm[0]:g} to {settings.range_mm[1]:g} mm, every {settings.range_mm[2]:g} mm, zero at the {args.z_zero}"
+                "z from {:g} to {:g} mm, every {:g} mm; ".format(*settings.range_mm)
+                + f"zero is that of the {args.z_zero}"
                 if settings.range_mm
                 else f"the middle {settings.middle}"
             ),

@@ -68,8 +68,8 @@ def main() -> None:
             continue
         if sizes[name] != (width, height):
             rejections(
-                f"{name} has {sizes[name][0]}x{sizes[name][1]} pixels where most images have {width}x{height}; resample "
-                "it to that size."
+                f"{name} has {sizes[name][0]}x{sizes[name][1]} pixels where most images have {width}x{height}; "
+                "resample it to that size."
             )
             continue
         row = {"file_name": name, "slice": int(table["slice"][index]), **covariates.loc[index]}

@@ -200,6 +200,7 @@ def build_set(
     split_of = split_subjects(strata, args.split, args.seed)
 
     counts = {}
+    digest = hashlib.sha256()
     with (
         replacing(args.output_dir) as folder,
         tqdm(total=len(strata), desc="Writing", unit="subject") as progress,
@@ -215,6 +216,10 @@ def build_set(
                 with pq.ParquetWriter(path, features.arrow_schema) as writer:
                     for subject in shard:
                         rows = [{**row, "subject": published[subject]} for row in rows_of(subject)]
+                        for row in rows:
+                            digest.update(
+                                row["image"] + f"{split} {[row[c] for c in features if c != 'image']}".encode()
+                            )
                         if rows:
                             writer.write_table(to_table(rows, features))
                             slices[subject] = len(rows)
@@ -226,6 +231,10 @@ def build_set(
                 )
             if slices:
                 counts[split] = {"subjects": len(slices), "slices": slices.total()}
+        # `load_dataset` finds its cached copy by the folder's last name and the card, not by the files' content: a
+        # digest in their names, which the card gives, keeps sets of the same name and columns apart.
+        for path in (folder / "data").iterdir():
+            path.rename(path.with_stem(f"{path.stem}-{digest.hexdigest()[:16]}"))
         facts = {
             "spacing_mm": [float(mm) for mm in spacing_mm],
             "image_size": list(args.image_size),
@@ -235,9 +244,11 @@ def build_set(
             "redistribution": source.redistribution,
             "template": not source.people,
             "splits": counts,
+            "digest": digest.hexdigest()[:16],
         }
         (folder / "vq_ihdm.json").write_text(json.dumps(facts, indent=2) + "\n")
-        write_card(folder, source, features, facts, {**settings, "seed": args.seed, "split": args.split})
+        choices = {"seed": args.seed, "shares of the splits": args.split, "inputs left out": rejections.count}
+        write_card(folder, source, features, facts, {**settings, **choices})
     for split, count in counts.items():
         print(f"{split}: {count['slices']} slices of {count['subjects']} subjects")
     print(f"{args.output_dir}: complete; {rejections.count} inputs left out")

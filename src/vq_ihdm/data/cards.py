@@ -74,24 +74,14 @@ def write_card(folder: Path, source: Source, features: Features, facts: Mapping[
         settings: options of the build, shown as they are; must hold no path and no id.
     """
     counts = facts["splits"]
+    files = [{"split": split, "path": f"data/{split}-*-{facts['digest']}.parquet"} for split in counts]
     data = DatasetCardData(
         pretty_name=f"{source.name}: axial brain slices",
         license=source.licence,
         task_categories=["unconditional-image-generation"],
         size_categories=size_category(sum(count["slices"] for count in counts.values())),
-        tags=[
-            "medical",
-            "mri",
-            "brain",
-            "vq-ihdm",
-            *([] if source.people else ["synthetic", "template-derived"]),
-        ],
-        configs=[
-            {
-                "config_name": "default",
-                "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in counts],
-            }
-        ],
+        tags=["medical", "mri", "brain", "vq-ihdm", *([] if source.people else ["synthetic", "template-derived"])],
+        configs=[{"config_name": "default", "data_files": files}],
     )
     DatasetInfosDict(default=DatasetInfo(features=features)).to_dataset_card_data(data)
     height, width = facts["image_size"]
@@ -101,6 +91,14 @@ def write_card(folder: Path, source: Source, features: Features, facts: Mapping[
         if source.people
         else "`subject` numbers a synthetic anatomy."
     )
+    limits = (
+        "Slices of one subject are not independent: compare and split by subject. Intensities are scaled per volume "
+        "and carry no physical unit. The images are for research, not for diagnosis."
+        if source.people
+        else "One anatomy underlies every image. Differences between subjects are simulated, none is pathological."
+    )
+    table = "\n".join(f"| {split} | {count['subjects']} | {count['slices']} |" for split, count in counts.items())
+    made = "\n".join(f"- {name}: {value}" for name, value in settings.items())
     text = f"""---
 {data.to_yaml()}
 ---
@@ -114,28 +112,21 @@ Images are {width}x{height} pixels, {facts["bit_depth"]} bit, {vertical:g}x{hori
 
 | split | subjects | slices |
 |---|---|---|
-{"".join(f"| {split} | {count['subjects']} | {count['slices']} |{chr(10)}" for split, count in counts.items())}
+{table}
+
 ## How it was made
 
-{"".join(f"- {name}: {value}{chr(10)}" for name, value in settings.items())}
+{made}
+
 ## Licence and terms
 
-{source.terms}
-{"" if source.redistribution else chr(10) + "**The images must not be redistributed.**" + chr(10)}
+{source.terms}{"" if source.redistribution else " **The images must not be redistributed.**"}
+
 ## Limits
 
-{limits(source)}
+{limits}
 """
     DatasetCard(text).save(folder / "README.md")
-
-
-def limits(source: Source) -> str:
-    if not source.people:
-        return "One anatomy underlies every image. Differences between subjects are simulated, none is pathological."
-    return (
-        "Slices of one subject are not independent: compare and split by subject. Intensities are scaled per volume and "
-        "carry no physical unit. The images are for research, not for diagnosis."
-    )
 
 
 def size_category(count: int) -> str:
