@@ -1,0 +1,109 @@
+"""What the tests share: a tiny data set, tiny networks, and the scripts run inside this process."""
+
+import atexit
+import os
+import runpy
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# Before anything of Hugging Face is imported: the user's caches are neither read nor written.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="vq_ihdm_tests_")
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(ROOT))  # the scripts are modules at the top of the repository
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from accelerate.state import AcceleratorState, GradientState  # noqa: E402
+
+from vq_ihdm import HeatDissipationScheduler, VQIHDMDenoiser, VQIHDMDenoiserConfig, VQIHDMPipeline  # noqa: E402
+from vq_ihdm.fit_prior import fit_prior  # noqa: E402
+from vq_ihdm.vqgan.model import create_vq_model  # noqa: E402
+
+NUM_CODES, CODE_DIM, HEIGHT, WIDTH = 32, 4, 8, 8  # of the tiny VQModel at 32x32
+
+
+def run_script(script: str, *arguments: object) -> None:
+    """Run a script of the repository as `python <script> <arguments>` would, but in this process: imports are dear.
+
+    A user's mistake therefore ends in SystemExit with the one line that goes to stderr.
+    """
+    argv, handlers = sys.argv, {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    folder = os.getcwd()
+    os.chdir(ROOT)  # presets are found from here
+    sys.argv = [script, *map(str, arguments)]
+    try:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    finally:
+        sys.argv = argv
+        os.chdir(folder)
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+
+def tiny_vq_model(seed: int = 0):
+    """A `VQModel` for 32x32 slices, 8x8 codes, that has learned nothing; its codes lie where its latents do."""
+    torch.manual_seed(seed)
+    model = create_vq_model(32, [8, 8, 8], 1, CODE_DIM, CODE_DIM, NUM_CODES, 4).eval()
+    torch.nn.init.normal_(model.quantize.embedding.weight, std=0.5)
+    return model
+
+
+def tiny_denoiser(seed: int = 0, **config: object) -> VQIHDMDenoiser:
+    """A denoiser of two layers for the codes of `tiny_vq_model`."""
+    torch.manual_seed(seed)
+    settings = {
+        "num_codes": NUM_CODES,
+        "code_dim": CODE_DIM,
+        "height": HEIGHT,
+        "width": WIDTH,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    denoiser = VQIHDMDenoiser(VQIHDMDenoiserConfig(**settings | config)).eval()
+    denoiser.code_embeddings.normal_()
+    denoiser.head.weight.data.normal_()  # far from uniform predictions, as after training
+    return denoiser
+
+
+def tiny_vq_ihdm(seed: int = 0) -> VQIHDMPipeline:
+    """A whole pipeline from tiny components that have learned nothing."""
+    denoiser = tiny_denoiser(seed)
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(NUM_CODES, (24, HEIGHT, WIDTH), generator=generator)
+    prior = fit_prior(denoiser.embed_codes(codes), sigma=2.0, rank=6, num_components=2)
+    scheduler = HeatDissipationScheduler(num_train_timesteps=20, sigma_max=2.0, delta=0.1)
+    pipeline = VQIHDMPipeline(tiny_vq_model(seed), denoiser, prior, scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="session")
+def template_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A built data set: 12 template-derived subjects, four 32x32 slices each; 8 subjects to train on."""
+    folder = tmp_path_factory.mktemp("data") / "template32"
+    run_script(
+        "dataset_scripts/template.py", "--image_size", 32, "--num_subjects", 12, "--slices_per_subject", 4,
+        "--output_dir", folder,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def pipeline() -> VQIHDMPipeline:
+    return tiny_vq_ihdm()
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny pipeline; not to be written to."""
+    folder = tmp_path_factory.mktemp("pipelines") / "tiny"
+    tiny_vq_ihdm().save_pretrained(folder)
+    return folder
