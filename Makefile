@@ -1,0 +1,37 @@
+# `make demo` and `make test` need Python 3.10 or newer and nothing else; see README.md.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := outputs/demo
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test lint app clean
+
+# The stamp is remade when the dependencies change.
+$(VENV)/installed: setup.cfg pyproject.toml
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+# Template data, both stages, the prior and eight samples: about ten minutes on two CPU cores.
+demo: $(VENV)/installed
+	$(BIN)/python dataset_scripts/template.py --image_size 88 --downsampling_factor 8 --output_dir $(DEMO)/data
+	$(BIN)/accelerate launch --num_cpu_threads_per_process 2 train_vqgan.py --config demo \
+		--dataset_name $(DEMO)/data --output_dir $(DEMO)/vqgan
+	$(BIN)/accelerate launch --num_cpu_threads_per_process 2 train_ihdm.py --config demo \
+		--dataset_name $(DEMO)/data --vqvae $(DEMO)/vqgan/best --output_dir $(DEMO)/ihdm
+	$(BIN)/python generate.py --pipeline $(DEMO)/ihdm/pipeline --num_images 8 --output_dir $(DEMO)/images
+	cp $(DEMO)/vqgan/reconstructions.png $(DEMO)/reconstructions.png
+	cp $(DEMO)/images/contact_sheet.png $(DEMO)/samples.png
+	@echo "look at $(DEMO)/samples.png and $(DEMO)/reconstructions.png"
+
+test: $(VENV)/installed
+	$(BIN)/pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) outputs
