@@ -84,7 +84,7 @@ class VQIHDMDenoiser(PreTrainedModel):
                 num_attention_heads=config.num_attention_heads,
                 intermediate_size=4 * config.hidden_size,
                 hidden_dropout_prob=config.dropout,
-                attention_probs_dropout_prob=config.dropout,
+                attention_probs_dropout_prob=0.0,  # dropout on the hidden states suffices, and fused kernels need this
                 max_position_embeddings=config.height * config.width,
             ),
             add_pooling_layer=False,
