@@ -55,6 +55,9 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
         top_p: draw from the smallest set of codes that holds this much probability.
         reveal_order: which open positions are revealed first: `random`, `confidence` (most probable draws first) or
             `halton` (a fixed low-discrepancy order, so that neighbours are not revealed together).
+
+    Raises:
+        ValueError: an unknown `reveal_order`.
     """
 
     order = 1
@@ -70,6 +73,8 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
         top_p: float = 1.0,
         reveal_order: str = "random",
     ):
+        if reveal_order not in ("random", "confidence", "halton"):
+            raise ValueError(f"reveal_order is random, confidence or halton, not {reveal_order}")
         # sigmas[t] belongs to timestep t; t = 0 is the sharp state.
         self.sigmas = torch.cat(
             [torch.zeros(1), sigma_schedule(sigma_min, sigma_max, num_train_timesteps).to(torch.float32)]
@@ -162,9 +167,7 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
             return noise
         if self.config.reveal_order == "confidence":
             return -probabilities.gather(-1, drawn[..., None])[..., 0]
-        if self.config.reveal_order == "halton":
-            return halton_rank(height, width).to(noise).expand_as(noise)
-        raise ValueError(f"reveal_order is random, confidence or halton, not {self.config.reveal_order}")
+        return halton_rank(height, width).to(noise).expand_as(noise)
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
