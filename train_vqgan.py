@@ -25,6 +25,8 @@ from tqdm.auto import tqdm
 from vq_ihdm.data.images import SliceTensors, check_image_size, load_slices
 from vq_ihdm.errors import run
 from vq_ihdm.files import replacing
+from vq_ihdm.hub.card import write_card
+from vq_ihdm.hub.record import data_facts, stage_record, write_record
 from vq_ihdm.training.checkpoints import Checkpointer
 from vq_ihdm.training.config import add_training_arguments, parse_args, save_args
 from vq_ihdm.training.ema import EMA
@@ -116,6 +118,7 @@ def main() -> None:
     count = min(args.num_validation_images, len(held_out))
     spread = torch.linspace(0, len(held_out) - 1, count).long().tolist()
     held_out_loader = DataLoader(Subset(held_out, spread), batch_size=8)
+    about_data = data_facts(args.dataset_name, splits)
 
     # ---- networks and optimizers ------------------------------------------------------------------------------
     vq_model = create_vq_model(
@@ -225,6 +228,8 @@ def main() -> None:
                 "seconds": stopwatch.seconds(),
             }
             (temporary / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
+            write_record(temporary, about_data, [stage_record(args, record)])
+            write_card(temporary, name=folder.name)
 
     # ---- training ---------------------------------------------------------------------------------------------
     progress = tqdm(

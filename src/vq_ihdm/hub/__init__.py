@@ -1,0 +1,1 @@
+"""What a model needs to be passed on: record, card, pictures, publishing."""

@@ -1,0 +1,48 @@
+"""The last step of a train script: a saved pipeline gets its record, its pictures and its card."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from datasets import DatasetDict
+
+from ..data.images import SliceTensors
+from ..pipelines.slice_pipeline import SlicePipeline
+from ..pipelines.token_pipeline import TokenPipeline
+from ..training.pictures import contact_sheet, reconstruction_sheet, save_picture
+from .card import write_card
+from .record import data_facts, read_record, stage_record, write_record
+
+
+def describe(
+    folder: Path,
+    pipeline: SlicePipeline,
+    args: argparse.Namespace,
+    metrics: dict[str, float],
+    splits: DatasetDict,
+) -> None:
+    """Write `training.json`, `samples.png`, `reconstructions.png` and `README.md` into a saved pipeline's folder.
+
+    Reconstructions stand beside real slices, so they are left out where the images must not be passed on.
+
+    Args:
+        args: the effective configuration; the record of its `vqvae`, where the system has one, is taken over.
+        metrics: `step`, `seconds` and held-out measures of the weights that were kept.
+        splits: the data set.
+    """
+    data = data_facts(args.dataset_name, splits)
+    stages = [stage_record(args, metrics)]
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(16, generator=torch.Generator().manual_seed(args.seed), output_type="np").images
+    save_picture(contact_sheet((images[..., 0] * 255).round().astype("uint8"), columns=8), folder / "samples.png")
+    if isinstance(pipeline, TokenPipeline):
+        tokenizer = read_record(args.vqvae)
+        stages = (tokenizer["stages"] if tokenizer else []) + stages
+        if data["redistribution"]:
+            held_out = SliceTensors(splits["validation"])
+            spread = torch.linspace(0, len(held_out) - 1, min(8, len(held_out))).long().tolist()
+            originals = held_out.stack(spread)
+            reconstructions = pipeline.decode_codes(pipeline.encode_images(originals)).cpu()
+            save_picture(reconstruction_sheet(originals, reconstructions), folder / "reconstructions.png")
+    write_record(folder, data, stages)
+    write_card(folder, name="pipeline")

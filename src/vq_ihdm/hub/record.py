@@ -1,0 +1,123 @@
+"""`training.json`: what is known about how a model came to be, beside its weights.
+
+Schema:
+
+    version: of this package
+    data: source, licence, redistribution (whether the images may be passed on), template (no patients), splits
+        ({name: {slices, subjects}}) and, of a set built by dataset_scripts/, spacing_mm, image_size, bit_depth
+    stages: a list, one entry a training run in the order they were done:
+        script: the script's name
+        settings: the effective flags, without paths and names of places
+        held_out: what was measured on the validation split, by name
+        step, images_seen, seconds: of the weights that were kept
+        hardware: device, cores, threads, processes, torch
+
+No path, no user's name and nothing about a single scan enters it.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import DatasetDict
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+
+from .._version import __version__
+from ..data.cards import OWN
+
+RECORD = "training.json"
+DATA_FACTS = "vq_ihdm.json"
+# Of the flags whose value is text only these name a method; any other may be a path or an account.
+METHODS = ("lr_scheduler", "mixed_precision", "model", "perceptual", "prior", "reveal_order", "train_sigmas")
+
+
+def data_facts(dataset_name: str | None, splits: DatasetDict) -> dict[str, Any]:
+    """The `data` entry of the record.
+
+    Args:
+        dataset_name: folder or Hub id. Images that no builder of ours prepared, or a plain folder of images (None),
+            count as confidential.
+        splits: the loaded set.
+    """
+    file = dataset_name and repository_file(dataset_name, DATA_FACTS, "dataset")
+    facts = json.loads(file.read_text()) if file else {}
+    names = ("source", "licence", "redistribution", "template", "spacing_mm", "image_size", "bit_depth")
+    unknown = {"source": OWN.name, "licence": OWN.licence, "redistribution": OWN.redistribution, "template": False}
+    counts = {}
+    for name, split in splits.items():
+        counts[name] = {"slices": len(split)}
+        if "subject" in split.column_names:
+            counts[name]["subjects"] = len(split.unique("subject"))
+    return unknown | {name: facts[name] for name in names if name in facts} | {"splits": counts}
+
+
+def stage_record(args: argparse.Namespace, metrics: dict[str, float]) -> dict[str, Any]:
+    """The entry of `stages` for the run of the calling script.
+
+    Args:
+        args: the effective configuration.
+        metrics: of the weights that are kept: `step`, `seconds` and the held-out measures.
+    """
+    settings = {
+        name: value
+        for name, value in sorted(vars(args).items())
+        if name in METHODS or (value is not None and not isinstance(value, str))
+    }
+    not_measures = {"step", "images_seen", "seconds", "l1+lpips"}
+    if settings.get("perceptual") == "none":
+        not_measures.add("lpips")
+    state = PartialState()  # of `accelerate`, under which every train script runs
+    batch = args.train_batch_size * args.gradient_accumulation_steps * state.num_processes
+    return {
+        "script": Path(sys.argv[0]).name,
+        "settings": settings,
+        "held_out": {name: value for name, value in metrics.items() if name not in not_measures},
+        "step": metrics["step"],
+        "images_seen": metrics["step"] * batch,
+        "seconds": metrics["seconds"],
+        "hardware": {
+            "device": torch.cuda.get_device_name() if state.device.type == "cuda" else cpu_name(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "processes": state.num_processes,
+            "torch": torch.__version__,
+        },
+    }
+
+
+def write_record(folder: Path, data: dict[str, Any], stages: list[dict[str, Any]]) -> None:
+    record = {"version": __version__, "data": data, "stages": stages}
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def read_record(path_or_id: str | os.PathLike) -> dict[str, Any] | None:
+    """The record of a model folder or Hub repository; None where there is none."""
+    file = repository_file(path_or_id, RECORD)
+    return json.loads(file.read_text()) if file else None
+
+
+def repository_file(path_or_id: str | os.PathLike, name: str, repo_type: str = "model") -> Path | None:
+    """A file of a local folder or of a Hub repository, or None when that has no such file."""
+    folder = Path(path_or_id)
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
+    try:
+        return Path(hf_hub_download(str(path_or_id), name, repo_type=repo_type))
+    except EntryNotFoundError:
+        return None
+
+
+def cpu_name() -> str:
+    """The processor's model and the vector instructions torch uses on it."""
+    cpuinfo = Path("/proc/cpuinfo")  # platform.processor() is empty on most Linux systems
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
