@@ -9,40 +9,31 @@ The loss is the cross-entropy of the true codes at every position given the blur
 
 In half of the examples a random part of the codes is revealed, and only the others count: what sampling in several
 steps needs. Under --output_dir the script leaves `checkpoint-<step>/` to resume from, `best/` (the averaged denoiser
-with the lowest held-out cross-entropy), `pipeline/` (the `VQIHDMPipeline` around it), `samples.png`, `config.json`
-and the trackers' `logs/`.
+with the lowest held-out cross-entropy), `pipeline/` (the `VQIHDMPipeline` around it, with its model card),
+`samples.png`, `config.json` and the trackers' `logs/`.
 """
 
 import argparse
-import json
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from accelerate.utils import set_seed
 
 from vq_ihdm import HeatDissipationScheduler, VQIHDMDenoiser, VQIHDMDenoiserConfig, VQIHDMPipeline
-from vq_ihdm.data.images import check_image_size, load_slices
-from vq_ihdm.data.tokens import encode_split
+from vq_ihdm.data.images import load_slices
 from vq_ihdm.errors import InputError, run
-from vq_ihdm.files import replacing
 from vq_ihdm.fit_prior import fit_prior
 from vq_ihdm.training.config import add_training_arguments, parse_args
-from vq_ihdm.training.pictures import contact_sheet
+from vq_ihdm.training.outcome import sample_sheet, save_outcome
+from vq_ihdm.training.tokens import add_transformer_arguments, draw_views, load_tokens
 from vq_ihdm.training.trainer import make_accelerator, train_network
-from vq_ihdm.vqgan.model import downsampling_factor, load_vq_model
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_arguments(parser)
+    add_transformer_arguments(parser)
     add = parser.add_argument
-    add("--vqvae", required=True, help="the VQModel of stage 1: a folder or a Hub id")
-    # the denoiser
-    add("--hidden_size", type=int, default=512)
-    add("--num_hidden_layers", type=int, default=24)
-    add("--num_attention_heads", type=int, default=8)
-    add("--dropout", type=float, default=0.1)
     # the forward process
     add("--num_train_timesteps", type=int, default=200, help="T, number of sigmas")
     add("--sigma_min", type=float, default=0.5, help="in cells of the code grid")
@@ -69,20 +60,11 @@ def main() -> None:
             "--prior images would save blurred scans of the training subjects inside the pipeline; use "
             "--prior mixture, or add --allow_training_image_prior if the data may be passed on"
         )
-    output_dir = Path(args.output_dir)
     accelerator = make_accelerator(args)
     device = accelerator.device
     set_seed(args.seed, device_specific=True)
-
-    # ---- tokens -----------------------------------------------------------------------------------------------
-    vqvae = load_vq_model(args.vqvae).to(device)
     splits = load_slices(args.dataset_name, args.train_data_dir)
-    check_image_size(splits["train"], args.dataset_name or args.train_data_dir, downsampling_factor(vqvae))
-    with accelerator.main_process_first():  # the first one fills the cache for all
-        train_codes = encode_split(vqvae, splits["train"], mirrored=args.random_flip)
-        held_out_codes = encode_split(vqvae, splits["validation"], mirrored=False).to(device)
-    if not args.random_flip:
-        train_codes = train_codes[:, None]
+    vqvae, train_codes, held_out_codes = load_tokens(args, accelerator, splits)
 
     # ---- denoiser, scheduler, prior ---------------------------------------------------------------------------
     num_codes, code_dim = vqvae.quantize.embedding.weight.shape
@@ -146,8 +128,7 @@ def main() -> None:
         return F.cross_entropy(logits[~known].float(), codes[~known])
 
     def loss(network: torch.nn.Module, indices: torch.LongTensor) -> torch.Tensor:
-        view = torch.randint(train_codes.shape[1], indices.shape)  # the slice or its mirror image
-        codes = train_codes[indices, view].to(device)
+        codes = draw_views(train_codes, indices).to(device)
         first = T if args.train_sigmas == "final" else 1
         timesteps = torch.randint(first, T + 1, (len(codes),), device=device)
         return cross_entropy(network, codes, timesteps, args.reveal_probability)
@@ -164,19 +145,15 @@ def main() -> None:
                 total += cross_entropy(averaged, codes, final, reveal=0).item() * len(codes)
         metrics = {"cross_entropy": total / len(held_out_codes)}
         pipeline = VQIHDMPipeline(vqvae, averaged, prior.to(device), scheduler)
-        pipeline.set_progress_bar_config(disable=True)
-        images = pipeline(8, generator=torch.Generator().manual_seed(args.seed), output_type="np").images
-        return metrics, {"samples": contact_sheet((images[..., 0] * 255).round().astype("uint8"), columns=4)}
+        return metrics, {"samples": sample_sheet(pipeline, args.seed)}
 
     result = train_network(args, accelerator, "denoiser", denoiser, len(train_codes), loss, validate)
     if result is None or not accelerator.is_main_process:
         return
     best_folder, metrics = result
     best = VQIHDMDenoiser.from_pretrained(best_folder).eval()
-    with replacing(output_dir / "pipeline") as temporary:
-        VQIHDMPipeline(vqvae.cpu(), best, prior.cpu(), scheduler).save_pretrained(temporary)
-    (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    print(f"the pipeline is in {output_dir / 'pipeline'}")
+    pipeline = VQIHDMPipeline(vqvae, best, prior, scheduler)
+    save_outcome(pipeline, args, metrics, splits)
 
 
 if __name__ == "__main__":

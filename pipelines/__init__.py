@@ -6,10 +6,11 @@ from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 
+from .pipeline_absorbing_diffusion import AbsorbingDiffusionPipeline
 from .pipeline_vq_ihdm import VQIHDMPipeline
 from .slice_pipeline import SlicePipeline
 
-PIPELINES: dict[str, type[SlicePipeline]] = {cls.__name__: cls for cls in (VQIHDMPipeline,)}
+PIPELINES: dict[str, type[SlicePipeline]] = {cls.__name__: cls for cls in (VQIHDMPipeline, AbsorbingDiffusionPipeline)}
 
 
 def load_pipeline(path: str | os.PathLike, **kwargs) -> SlicePipeline:
@@ -28,4 +29,4 @@ def load_pipeline(path: str | os.PathLike, **kwargs) -> SlicePipeline:
     return PIPELINES[name].from_pretrained(path, **kwargs)
 
 
-__all__ = ["PIPELINES", "SlicePipeline", "VQIHDMPipeline", "load_pipeline"]
+__all__ = ["PIPELINES", "AbsorbingDiffusionPipeline", "SlicePipeline", "VQIHDMPipeline", "load_pipeline"]

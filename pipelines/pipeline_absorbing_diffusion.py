@@ -1,0 +1,102 @@
+"""Absorbing diffusion over VQGAN codes as a diffusers pipeline."""
+
+from collections.abc import Callable
+
+import torch
+from diffusers import ImagePipelineOutput, VQModel
+
+from ..baselines.absorbing import AbsorbingDenoiser, reveal
+from ..scheduling_heat_dissipation import code_probabilities, rand_each
+from .token_pipeline import TokenPipeline
+
+
+class AbsorbingDiffusionPipeline(TokenPipeline):
+    """Draws slices by revealing codes in a random order (Bond-Taylor et al., 2022).
+
+    Args:
+        vqvae ([`~diffusers.VQModel`]): the tokenizer of stage 1.
+        denoiser ([`AbsorbingDenoiser`]): p(z_0 | z_t).
+    """
+
+    COMPONENTS = {"vqvae": VQModel, "denoiser": AbsorbingDenoiser}
+    model_cpu_offload_seq = "denoiser->vqvae"
+    _callback_tensor_inputs = ["code_indices"]
+
+    def __init__(self, vqvae: VQModel, denoiser: AbsorbingDenoiser):
+        super().__init__()
+        self.register_modules(vqvae=vqvae, denoiser=denoiser)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        num_images: int = 1,
+        num_inference_steps: int | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        batch_size: int = 32,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+    ) -> ImagePipelineOutput | tuple:
+        """Draw `num_images` slices.
+
+        Args:
+            num_images: how many.
+            num_inference_steps: network evaluations an image, 1 to T; by default T, the original chain.
+            temperature: divides the logits before a code is drawn; 0 takes the most likely code.
+            generator: one, from which a seed is drawn for each image, or a list with one for each image. The same
+                seed gives the same images whatever `batch_size`.
+            batch_size: images that are worked on at a time.
+            output_type: `pil` (mode L), `np` (N, H, W, 1) or `pt` (N, 1, H, W) in [0, 1], or `latent`: code indices
+                (N, h, w).
+            callback_on_step_end: called as f(pipe, step, timestep, tensors) after each step of each batch; the
+                tensors are `code_indices` (B, h, w), `denoiser.config.mask_index` where masked, and what it returns
+                replaces them.
+            callback_on_step_end_tensor_inputs: which of the tensors it is given; all by default.
+
+        Returns:
+            `ImagePipelineOutput` with `images`, or a tuple.
+
+        Raises:
+            ValueError: `num_inference_steps` outside 1..T.
+        """
+        T = self.denoiser.config.num_train_timesteps
+        num_inference_steps = T if num_inference_steps is None else num_inference_steps
+        if not 1 <= num_inference_steps <= T:
+            raise ValueError(f"num_inference_steps must lie in 1..{T}, but is {num_inference_steps}")
+        generators = self.image_generators(num_images, generator)
+        starts = range(0, num_images, batch_size)
+        code_indices = []
+        with self.progress_bar(total=len(starts) * num_inference_steps) as progress:
+            for start in starts:
+                code_indices.append(
+                    self._draw_codes(
+                        generators[start : start + batch_size],
+                        num_inference_steps,
+                        temperature,
+                        progress,
+                        callback_on_step_end,
+                        callback_on_step_end_tensor_inputs or self._callback_tensor_inputs,
+                    )
+                )
+        return self.finish(torch.cat(code_indices), batch_size, output_type, return_dict)
+
+    def _draw_codes(self, generators, num_inference_steps, temperature, progress, callback, callback_inputs):
+        """Codes (B, h, w) of one batch."""
+        device, config = self._execution_device, self.denoiser.config
+        shape = (config.height, config.width)
+        code_indices = torch.full((len(generators), *shape), config.mask_index, device=device)
+        for step, steps_left in enumerate(range(num_inference_steps, 0, -1)):
+            probabilities = code_probabilities(self.denoiser(code_indices).logits, temperature, top_p=1.0)
+            uniform = rand_each((2, *shape), len(generators), generators, device)
+            # Inverse transform sampling: one uniform number a position, whatever the size of the codebook.
+            drawn = (probabilities.cumsum(-1) <= uniform[:, 0, ..., None]).sum(-1).clamp_max(config.num_codes - 1)
+            code_indices = reveal(code_indices, drawn, uniform[:, 1], steps_left, config.mask_index)
+            if callback is not None:
+                tensors = {"code_indices": code_indices}
+                timestep = config.num_train_timesteps * steps_left / num_inference_steps
+                replaced = callback(self, step, timestep, {name: tensors[name] for name in callback_inputs})
+                code_indices = replaced.get("code_indices", code_indices)
+            progress.update()
+        return code_indices
