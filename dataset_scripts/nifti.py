@@ -12,10 +12,9 @@ build again and it goes on.
 """
 
 import argparse
-import multiprocessing
 import re
 import shutil
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -104,7 +103,7 @@ def main() -> None:
     )
     parser.add_argument("--slice_step_mm", type=float, help="of --slices_mm (default: --voxel_size)")
     parser.add_argument("--percentiles", type=float, nargs=2, default=[0.5, 99.5], help="intensities made 0 and 1")
-    parser.add_argument("--num_proc", type=int, default=1, help="volumes worked on at a time")
+    parser.add_argument("--num_threads", type=int, default=1, help="volumes worked on at a time")
     add_build_arguments(parser)
     add_privacy_arguments(parser)
     args = parser.parse_args()
@@ -155,15 +154,17 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     prepare = partial(prepare_volume, settings=settings, folder=work)
     volumes = {}
-    # spawn: the parent holds threads of pyarrow, which must not be forked.
-    pool = ProcessPoolExecutor(args.num_proc, multiprocessing.get_context("spawn"))
+    # Threads, for nearly all the time goes to scipy, zlib and Pillow, which run side by side.
+    pool = ThreadPoolExecutor(args.num_threads)
     try:
-        results = (pool.map if args.num_proc > 1 else map)(prepare, [scan.path for scan in rows])
+        results = pool.map(prepare, [scan.path for scan in rows])
         for scan, (key, message) in zip(rows, tqdm(results, "Volumes", len(rows)), strict=True):
             if message:
                 rejections(message)
             else:
                 volumes.setdefault(scan.subject, []).append((key, rows[scan]))
+    except KeyboardInterrupt:
+        raise InputError("interrupted; start the same command again and it goes on.") from None
     finally:
         pool.shutdown(cancel_futures=True)
 

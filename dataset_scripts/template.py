@@ -7,13 +7,9 @@ It needs no scan and no download, and says nothing about patients: see `vq_ihdm.
 
 import argparse
 
-from vq_ihdm.data.building import (
-    Rejections,
-    add_build_arguments,
-    build_set,
-    check_build_arguments,
-    encode_png,
-)
+from datasets import Features
+
+from vq_ihdm.data.building import Rejections, add_build_arguments, build_set, check_build_arguments, encode_png
 from vq_ihdm.data.cards import TEMPLATE
 from vq_ihdm.data.template import FIELD_OF_VIEW_MM, template_subject
 from vq_ihdm.errors import run
@@ -43,7 +39,7 @@ def main() -> None:
         source=TEMPLATE,
         strata=dict.fromkeys(numbers, ""),
         rows_of=rows_of,
-        covariates={},
+        covariates=Features(),
         spacing_mm=[FIELD_OF_VIEW_MM / min(args.image_size)] * 2,
         settings={"synthetic subjects": args.num_subjects, "slices per subject": args.slices_per_subject},
         rejections=Rejections(args.strict),

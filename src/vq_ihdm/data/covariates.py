@@ -75,8 +75,8 @@ def read_covariates(table: pd.DataFrame) -> pd.DataFrame:
         covariates[name] = pd.Series(values, index=table.index, dtype=object)
     years = find_column(table, YEARS_SINCE_BASELINE)
     if years and "age" in covariates:  # ADNIMERGE's AGE is that of the first visit
-        covariates["age"] += pd.to_numeric(table[years]).fillna(0)
-    return covariates
+        covariates["age"] += pd.to_numeric(table[years], errors="coerce").fillna(0)
+    return covariates.where(covariates.notna(), None)
 
 
 def covariate_features(covariates: pd.DataFrame) -> Features:
@@ -125,9 +125,9 @@ class CovariateTable:
             raise InputError("has no row in the table of covariates; add one for its subject.")
         if images and image_id in set(rows[images]):
             rows = rows[rows[images] == image_id]
-        elif dates and date:
-            distance = (pd.to_datetime(rows[dates]) - pd.Timestamp(date)).abs()
-            rows = rows.loc[[distance.idxmin()]]
+        elif dates and date and rows[dates].notna().any():
+            distance = (pd.to_datetime(rows[dates], errors="coerce") - pd.Timestamp(date)).abs()
+            rows = rows[distance == distance.min()]
         found = self.covariates.loc[rows.index].drop_duplicates()
         if len(found) > 1:
             raise InputError("has several rows in the table of covariates; leave the one that belongs to it.")

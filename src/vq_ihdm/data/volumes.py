@@ -22,7 +22,7 @@ from vq_ihdm.errors import InputError
 from vq_ihdm.files import replacing
 
 FOREGROUND = 0.1  # of the intensity window: above the noise of air, below tissue
-STRIDE = 4  # every 4th voxel is enough to find the head
+SURVEY_MM = 2.0  # fine enough to find the head
 
 
 @dataclass(frozen=True)
@@ -80,24 +80,19 @@ def window(data: np.ndarray, percentiles: tuple[float, float]) -> np.ndarray:
     return np.clip((data - low) / max(high - low, 1e-6), 0, 1)
 
 
-def foreground(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """World coordinates (N, 3) in mm of every `STRIDE`-th voxel of a windowed volume that shows tissue."""
-    voxels = STRIDE * np.argwhere(data[::STRIDE, ::STRIDE, ::STRIDE] > FOREGROUND)
-    return nib.affines.apply_affine(affine, voxels)
+def survey(image: nib.Nifti1Image) -> tuple[np.ndarray, np.ndarray]:
+    """Where a windowed volume shows tissue: a mask (X, Y, Z) on a coarse grid along the world's axes; its origin."""
+    coarse = resample_from_to(image, vox2out_vox(image, [SURVEY_MM] * 3), order=1)
+    return np.asarray(coarse.dataobj) > FOREGROUND, coarse.affine[:3, 3]
 
 
-def vertex(points: np.ndarray, affine: np.ndarray) -> float:
-    """World z in mm of the top of the head: where an axial section exceeds 10 cm2, as no stray voxels do.
-
-    `points` and `affine` are those of `foreground`.
-    """
-    thickness = 5.0
-    count, edges = np.histogram(points[:, 2], np.arange(points[:, 2].min(), points[:, 2].max() + thickness, thickness))
-    area = count * STRIDE**3 * abs(np.linalg.det(affine[:3, :3])) / thickness
-    return edges[1:][area > 1000].max(initial=points[:, 2].min())
+def vertex(mask: np.ndarray, origin: np.ndarray) -> float:
+    """World z in mm of the top of the head: the highest axial section of at least 10 cm2, more than stray voxels."""
+    area = mask.sum((0, 1)) * SURVEY_MM**2
+    return origin[2] + SURVEY_MM * np.flatnonzero(area >= 1000)[-1]
 
 
-def slice_positions(image: nib.Nifti1Image, points: np.ndarray, settings: SliceSettings) -> np.ndarray:
+def slice_positions(image: nib.Nifti1Image, zero: float, settings: SliceSettings) -> np.ndarray:
     """World z in mm of the slices, ascending.
 
     Raises:
@@ -107,12 +102,9 @@ def slice_positions(image: nib.Nifti1Image, points: np.ndarray, settings: SliceS
     bottom, top = box[2, 3], box[2, 3] + (depth - 1) * settings.voxel_size
     if settings.range_mm:
         low, high, step = settings.range_mm
-        zero = vertex(points, image.affine) if settings.z_zero == "vertex" else 0.0
         if zero + low < bottom or zero + high > top:
-            raise InputError(
-                f"covers z from {bottom - zero:.0f} to {top - zero:.0f} mm only; choose --slices_mm inside that "
-                "or delete the file."
-            )
+            reach = f"{bottom - zero:.0f} to {top - zero:.0f} mm"
+            raise InputError(f"covers z from {reach} only; choose --slices_mm inside that or delete the file.")
         return zero + np.arange(low, high + 1e-6, step)
     if depth < settings.middle:
         raise InputError(f"has {depth} axial slices of {settings.voxel_size:g} mm; ask for fewer with --slices.")
@@ -133,23 +125,29 @@ def volume_slices(path: Path, settings: SliceSettings) -> np.ndarray:
         InputError: the volume cannot be used; the message names it and the remedy.
     """
     image = read_volume(path)
+    size = settings.voxel_size
+    # Low-pass before sampling coarser, by what the width of a pixel exceeds that of a voxel.
+    excess = np.maximum((size / nib.affines.voxel_sizes(image.affine)) ** 2 - 1, 0)
     data = window(np.asarray(image.dataobj), settings.percentiles)
-    points = foreground(data, image.affine)
+    image = nib.Nifti1Image(gaussian_filter(data, np.sqrt(excess) / 2.355), image.affine)
+
+    blank = InputError(f"{path} shows nothing in some of the slices; choose others with --slices or --slices_mm.")
+    mask, origin = survey(image)
     try:
-        positions = slice_positions(image, points, settings)
+        zero = vertex(mask, origin) if settings.z_zero == "vertex" else 0.0
+        positions = slice_positions(image, zero, settings)
+    except IndexError:
+        raise blank from None
     except InputError as error:
         raise InputError(f"{path} {error}") from None
-    points = points[(points[:, 2] >= positions[0] - STRIDE) & (points[:, 2] <= positions[-1] + STRIDE)]
-    blank = InputError(f"{path} shows nothing in some of the slices; choose others with --slices or --slices_mm.")
-    if len(points) == 0:
+    sections = origin[2] + SURVEY_MM * np.arange(mask.shape[2])
+    mask &= (sections > positions[0] - SURVEY_MM) & (sections < positions[-1] + SURVEY_MM)
+    if not mask.any():
         raise blank
-    x, y, _ = np.percentile(points, [1, 99], axis=0).mean(0)  # not the extremes: those may be stray voxels
+    # The middle of the head, not of its extremes: those may be stray voxels.
+    x, y, _ = origin + SURVEY_MM * np.percentile(np.argwhere(mask), [1, 99], axis=0).mean(0)
 
-    # Low-pass before sampling coarser, by what the width of a pixel exceeds that of a voxel.
-    excess = np.maximum((settings.voxel_size / nib.affines.voxel_sizes(image.affine)) ** 2 - 1, 0)
-    image = nib.Nifti1Image(gaussian_filter(data, np.sqrt(excess) / 2.355), image.affine)
     height, width = settings.image_size
-    size = settings.voxel_size
     to_world = np.zeros((4, 4))  # (slice, row, column, 1) -> (x, y, z, 1)
     to_world[0, 2] = size
     to_world[1, 1] = -size
@@ -166,17 +164,17 @@ def prepare_volume(path: Path, settings: SliceSettings, folder: Path) -> tuple[s
     """Write the slices of a volume to a parquet file in `folder`, unless an earlier run has.
 
     Returns:
-        (key, ""): the file's stem, a hash of the volume's content and the settings; or ("", message) when the
-        volume cannot be used: a value, not an exception, so that a pool of processes goes on.
+        (key, ""): the file's stem, a hash of the settings, the volume's path and its content; or ("", message) when
+        the volume cannot be used: a value, not an exception, so that a pool of workers goes on.
     """
-    digest = hashlib.sha256(json.dumps(asdict(settings)).encode())
-    try:
-        digest.update(path.read_bytes())
-        finished = folder / f"{digest.hexdigest()}.parquet"
-        if not finished.exists():
+    digest = hashlib.sha256(json.dumps([asdict(settings), str(path)]).encode())
+    digest.update(path.read_bytes())
+    finished = folder / f"{digest.hexdigest()}.parquet"
+    if not finished.exists():
+        try:
             images = [encode_png(image, settings.bit_depth) for image in volume_slices(path, settings)]
-            with replacing(finished) as temporary:
-                pq.write_table(pa.table({"image": images, "slice": range(len(images))}), temporary)
-    except InputError as error:
-        return "", str(error)
+        except InputError as error:
+            return "", str(error)
+        with replacing(finished) as temporary:
+            pq.write_table(pa.table({"image": images, "slice": range(len(images))}), temporary)
     return finished.stem, ""

@@ -1,0 +1,58 @@
+"""Tables of covariates as studies write them."""
+
+from pathlib import Path
+
+import pytest
+
+from vq_ihdm.data.covariates import CovariateTable, read_covariates, read_table, stratum
+from vq_ihdm.errors import InputError
+
+
+def table(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "line", "expected"),
+    [
+        ("ID,M/F,Hand,Age,CDR", "OAS1_0001_MR1,F,R,74,0.5", {"sex": "F", "age": 74.0, "cdr": "0.5"}),
+        ("Subject,Group,Sex,Age,Visit", "002_S_0295,MCI,M,84,1", {"diagnosis": "MCI", "sex": "M", "age": 84.0}),
+        ("PTID,AGE,PTGENDER,DX,DX_bl", "x,70.5,Female,Dementia,LMCI", {"age": 70.5, "sex": "F", "diagnosis": "AD"}),
+        ("participant_id,age,sex", "sub-1,n/a,", {"age": None, "sex": None}),
+        ("subject,cdr,weight,birthday", "a,1.0,80,1950-01-01", {"cdr": "1"}),
+    ],
+)
+def test_known_columns(tmp_path: Path, header: str, line: str, expected: dict):
+    covariates = read_covariates(read_table(table(tmp_path / "t.csv", header, line)))
+    assert covariates.loc[0].to_dict() == expected
+
+
+@pytest.mark.parametrize(("column", "value"), [("age", "old"), ("sex", "0"), ("cdr", "0.7")])
+def test_a_value_that_is_none_is_named(tmp_path: Path, column: str, value: str):
+    path = table(tmp_path / "t.tsv", f"participant_id\t{column}", f"sub-1\t{value}")
+    with pytest.raises(InputError, match=f"{column}.*{value}"):
+        CovariateTable(path, r"sub-(\w+)")
+
+
+def test_unusable_tables(tmp_path: Path):
+    for path in (tmp_path / "missing.csv", table(tmp_path / "none.csv", "name,age", "a,3")):
+        with pytest.raises(InputError, match=path.name):
+            CovariateTable(path, r"sub-(\w+)")
+
+
+def test_several_visits(tmp_path: Path):
+    header = "Image Data ID,Subject,Age,Acq Date"
+    rows = ["I1,s,70,1/20/2006", "I2,s,71,2/11/2007", "I3,s,72,3/02/2008"]
+    visits = CovariateTable(table(tmp_path / "t.csv", header, *rows), r"sub-(\w+)")
+    assert visits.lookup("s", "2006-12-24", "")["age"] == 71  # the nearest date
+    assert visits.lookup("s", "2006-12-24", "I3")["age"] == 72  # the image's own row
+    with pytest.raises(InputError, match="several rows"):
+        visits.lookup("s", "", "")
+    with pytest.raises(InputError, match="no row"):
+        visits.lookup("t", "2006-12-24", "")
+
+
+def test_stratum_is_the_first_known_label():
+    assert stratum({"age": 3.0, "sex": "F", "diagnosis": None, "cdr": "0"}) == "0"
+    assert stratum({"age": 3.0}) == ""

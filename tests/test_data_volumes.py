@@ -1,0 +1,315 @@
+"""NIfTI volumes: geometry as properties of the slices, damaged files one by one."""
+
+import gzip
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import run_script
+from datasets import DatasetDict, load_dataset
+from scipy.spatial.transform import Rotation
+
+from vq_ihdm.data.volumes import SliceSettings, volume_slices, window
+from vq_ihdm.errors import InputError
+
+SETTINGS = SliceSettings(voxel_size=2.0, image_size=(32, 32), percentiles=(0, 100), bit_depth=8, middle=4)
+AFFINE = np.array([[2.0, 0, 0, -31], [0, 2, 0, -35], [0, 0, 2, -23], [0, 0, 0, 1]])
+
+
+def head(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """An ellipsoid about the origin, in mm; bright in front, dim on the left, brighter towards the top."""
+    inside = (x / 20) ** 2 + (y / 26) ** 2 + (z / 40) ** 2 < 1
+    return inside * (400 + 8 * (y > 8) * y - 150 * (x < -8) + 2 * z)
+
+
+def volume(shape: tuple[int, ...] = (32, 36, 24), affine: np.ndarray = AFFINE) -> nib.Nifti1Image:
+    """`head` sampled on a grid; the default covers z from -23 to 23 mm."""
+    voxels = np.indices(shape).reshape(3, -1).T
+    world = nib.affines.apply_affine(affine, voxels).T
+    return nib.Nifti1Image(head(*world).reshape(shape).astype(np.float32), affine)
+
+
+def save(image: nib.Nifti1Image, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(image, path)
+    return path
+
+
+def test_slices_are_in_the_axial_convention(tmp_path: Path):
+    slices = volume_slices(save(volume(), tmp_path / "v.nii.gz"), SETTINGS)
+    assert slices.shape == (4, 32, 32)
+    assert slices.dtype == np.float32
+    assert slices.min() >= 0 and slices.max() <= 1
+    middle = slices[2]
+    assert middle[8, 16] > 1.2 * middle[23, 16] > 0  # anterior is up
+    assert middle[16, 8] < 0.8 * middle[16, 23]  # the left is on the left
+    assert slices[-1][16, 16] > slices[0][16, 16]  # inferior to superior
+    assert abs(np.argwhere(middle > 0).mean(0) - 15.5).max() < 0.6  # the head is in the middle
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPI", "PSR", "SAL", "IRP"])
+def test_axes_of_the_file_do_not_matter(tmp_path: Path, codes: str):
+    turn = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes))
+    turned = save(volume().as_reoriented(turn), tmp_path / "turned.nii.gz")
+    expected = volume_slices(save(volume(), tmp_path / "v.nii.gz"), SETTINGS)
+    np.testing.assert_allclose(volume_slices(turned, SETTINGS), expected, atol=1e-4)
+
+
+def test_an_oblique_grid_shows_the_same_head(tmp_path: Path):
+    oblique = np.eye(4)
+    oblique[:3, :3] = Rotation.from_euler("xyz", [12, -9, 15], degrees=True).as_matrix() * 1.5
+    oblique[:3, 3] = -oblique[:3, :3] @ [31.5, 31.5, 31.5]
+    settings = SliceSettings(2.0, (32, 32), (0, 100), 8, range_mm=(-6, 6, 4))
+    slanted = volume_slices(save(volume((64, 64, 64), oblique), tmp_path / "o.nii.gz"), settings)
+    straight = volume_slices(save(volume(), tmp_path / "v.nii.gz"), settings)
+    assert np.abs(slanted - straight).mean() < 0.04
+
+
+@pytest.mark.parametrize("voxel_size", [1.0, 2.0, 4.0])
+def test_pixels_have_the_size_asked_for(tmp_path: Path, voxel_size: float):
+    settings = SliceSettings(voxel_size, (64, 64), (0, 100), 8, range_mm=(-1, 1, 1))
+    middle = volume_slices(save(volume(), tmp_path / "v.nii.gz"), settings)[1]
+    rows, columns = np.ptp(np.argwhere(middle > 0.4), axis=0) + 1
+    assert rows * voxel_size == pytest.approx(52, abs=max(4, 1.5 * voxel_size))
+    assert columns * voxel_size == pytest.approx(40, abs=max(4, 1.5 * voxel_size))
+
+
+def test_middle_and_range_choose_the_same_slices(tmp_path: Path):
+    path = save(volume(), tmp_path / "v.nii.gz")
+    by_range = SliceSettings(2.0, (32, 32), (0, 100), 8, range_mm=(-3, 3, 2))
+    np.testing.assert_allclose(volume_slices(path, SETTINGS), volume_slices(path, by_range), atol=1e-6)
+
+
+def test_vertex_follows_the_head(tmp_path: Path):
+    """The same head, moved in the scanner, gives the same slices below its top."""
+    settings = SliceSettings(2.0, (32, 32), (0, 100), 8, range_mm=(-40, -20, 5), z_zero="vertex")
+    tall = AFFINE.copy()
+    tall[2, 3] = -60
+    image = volume((32, 36, 60), tall)
+    moved = nib.Nifti1Image(image.dataobj, nib.affines.from_matvec(np.diag([2, 2, 2]), [-20, 5, 37]))
+    expected = volume_slices(save(image, tmp_path / "a.nii.gz"), settings)
+    np.testing.assert_allclose(volume_slices(save(moved, tmp_path / "b.nii.gz"), settings), expected, atol=1e-4)
+
+
+def test_window_ignores_spikes_and_air():
+    rng = np.random.default_rng(0)
+    tissue = rng.uniform(100, 200, 5000)
+    expected = window(np.concatenate([np.zeros(5000), tissue]), (0.5, 99.5))[-5000:]
+    with_spike = window(np.concatenate([np.zeros(5000), tissue, [1e5]]), (0.5, 99.5))[5000:-1]
+    more_air = window(np.concatenate([np.zeros(50000), tissue]), (0.5, 99.5))[-5000:]
+    np.testing.assert_allclose(with_spike, expected, atol=0.01)
+    np.testing.assert_allclose(more_air, expected, atol=0.01)
+
+
+def damaged_volumes(folder: Path) -> dict[str, str]:
+    """Write one file of each kind of damage; returns its name and a word of the remedy that must be told."""
+    whole = save(volume(), folder / "whole.nii.gz").read_bytes()
+    plain = gzip.decompress(whole)
+    (folder / "whole.nii.gz").unlink()
+    (folder / "truncated.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (folder / "corrupt.nii.gz").write_bytes(whole[:400] + bytes(100) + whole[500:])
+    (folder / "short.nii").write_bytes(plain[: len(plain) // 2])
+    (folder / "magic.nii").write_bytes(plain[:344] + b"oops" + plain[348:])
+    (folder / "nogzip.nii.gz").write_bytes(b"not a gzip file" * 50)
+    (folder / "nothing.nii.gz").write_bytes(b"")
+    data = np.asarray(volume().dataobj)
+    save(nib.Nifti1Image(np.stack([data, data], 3), AFFINE), folder / "series.nii.gz")
+    save(nib.Nifti1Image(data[:, :, 0], AFFINE), folder / "flat.nii.gz")
+    colour = np.zeros(data.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    save(nib.Nifti1Image(colour, AFFINE), folder / "colour.nii.gz")
+    holed = data.copy()
+    holed[0, 0, 0] = np.nan
+    save(nib.Nifti1Image(holed, AFFINE), folder / "nan.nii.gz")
+    save(nib.Nifti1Image(np.full_like(data, 7), AFFINE), folder / "constant.nii.gz")
+    header = nib.Nifti1Header()
+    header.set_sform(np.diag([2.0, 2, 0, 1]), code=1)
+    save(nib.Nifti1Image(data, None, header), folder / "singular.nii.gz")
+    save(nib.Nifti1Image(data[:, :, :2], AFFINE), folder / "thin.nii.gz")
+    below = data.copy()
+    below[:, :, 6:] = 0
+    save(nib.Nifti1Image(below, AFFINE), folder / "blank.nii.gz")
+    return {
+        "truncated.nii.gz": "download or convert",
+        "corrupt.nii.gz": "download or convert",
+        "short.nii": "download or convert",
+        "magic.nii": "download or convert",
+        "nogzip.nii.gz": "download or convert",
+        "nothing.nii.gz": "download or convert",
+        "series.nii.gz": "extract one 3-D volume",
+        "flat.nii.gz": "extract one 3-D volume",
+        "colour.nii.gz": "convert it to float",
+        "nan.nii.gz": "set them to zero",
+        "constant.nii.gz": "is empty",
+        "singular.nii.gz": "repair the header",
+        "thin.nii.gz": "--slices",
+        "blank.nii.gz": "--slices_mm",
+    }
+
+
+def test_damage_is_named_with_its_remedy(tmp_path: Path):
+    for name, remedy in damaged_volumes(tmp_path).items():
+        with pytest.raises(InputError) as caught:
+            volume_slices(tmp_path / name, SETTINGS)
+        message = str(caught.value)
+        assert name in message and remedy in message and "\n" not in message
+
+
+def build(source: Path, output: Path, *options: object) -> DatasetDict:
+    run_script(
+        "dataset_scripts/nifti.py", "--input_dir", source, "--image_size", 32, "--voxel_size", 2,
+        "--slices", "middle:4", "--split", 0.6, 0.2, 0.2, "--output_dir", output, *options,
+    )  # fmt: skip
+    return load_dataset(str(output))
+
+
+@pytest.fixture
+def bids(tmp_path: Path) -> Path:
+    """Ten subjects with a T1w and a T2w volume each, and a participants.tsv."""
+    folder = tmp_path / "bids"
+    lines = ["participant_id\tage\tsex\tname"]
+    for number in range(10):
+        affine = AFFINE.copy()
+        affine[0, 0] += number / 50  # so that no two files are equal
+        for suffix in ("T1w", "T2w"):
+            save(volume(affine=affine), folder / f"sub-{number:02d}" / "anat" / f"sub-{number:02d}_{suffix}.nii.gz")
+        lines.append(f"sub-{number:02d}\t{50 + number}\t{'MF'[number % 2]}\tSmith")
+    (folder / "participants.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_bids_tree(bids: Path, tmp_path: Path):
+    splits = build(bids, tmp_path / "set", "--keep_subject_ids")
+    rows = [row for name in splits for row in splits[name]]
+    assert {row["subject"] for row in rows} == {f"{number:02d}" for number in range(10)}
+    assert len(rows) == 40  # T1w alone
+    assert all(row["age"] == 50 + int(row["subject"]) for row in rows)
+    assert all(row["sex"] == 1 - int(row["subject"]) % 2 for row in rows)
+    assert not (tmp_path / "set.work").exists()
+    assert not any(
+        b"Smith" in path.read_bytes() or b"bids" in path.read_bytes()
+        for path in (tmp_path / "set").rglob("*")
+        if path.is_file()
+    )
+
+
+def test_bad_inputs_are_left_out_and_counted(bids: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    scan = bids / "sub-03" / "anat" / "sub-03_T1w.nii.gz"
+    scan.write_bytes(scan.read_bytes()[:500])
+    save(volume(), bids / "sub-04" / "anat" / "sub-04_run-2_T1w.nii.gz")
+    save(volume(), bids / "sub-77" / "anat" / "sub-77_T1w.nii.gz")
+    splits = build(bids, tmp_path / "set", "--keep_subject_ids")
+    assert {s for name in splits for s in splits[name]["subject"]} == {f"{n:02d}" for n in range(10) if n != 3}
+    out, err = capsys.readouterr()
+    named = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("left out: ")]
+    assert len(named) == 3
+    for word, remedy in {"sub-03_T1w": "download", "sub-04_run-2": "--all_scans", "sub-77_T1w": "add one"}.items():
+        assert len([line for line in named if word in line and remedy in line]) == 1
+    assert "3 inputs left out" in out
+
+
+def test_strict_stops_and_leaves_no_set(bids: Path, tmp_path: Path):
+    scan = bids / "sub-03" / "anat" / "sub-03_T1w.nii.gz"
+    scan.write_bytes(scan.read_bytes()[:500])
+    with pytest.raises(SystemExit, match="sub-03_T1w"):
+        build(bids, tmp_path / "set", "--strict")
+    assert not (tmp_path / "set").exists()
+
+
+def test_all_scans_of_a_subject_share_its_split(bids: Path, tmp_path: Path):
+    for number in range(10):
+        affine = AFFINE.copy()
+        affine[1, 1] += 0.1
+        save(volume(affine=affine), bids / f"sub-{number:02d}" / "anat" / f"sub-{number:02d}_run-2_T1w.nii.gz")
+    splits = build(bids, tmp_path / "set", "--all_scans", "--keep_subject_ids")
+    assert sum(map(len, splits.values())) == 80
+    subjects = [set(splits[name]["subject"]) for name in splits]
+    assert sum(map(len, subjects)) == len(set.union(*subjects)) == 10
+    assert set(splits["train"]["scan"]) == {0, 1}
+
+
+def test_finished_volumes_are_not_done_again(bids: Path, tmp_path: Path):
+    scan = bids / "sub-09" / "anat" / "sub-09_T1w.nii.gz"
+    whole = scan.read_bytes()
+    scan.write_bytes(whole[:500])
+    with pytest.raises(SystemExit):
+        build(bids, tmp_path / "set", "--strict")
+    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "set.work").iterdir()}
+    assert len(finished) == 9
+
+    scan.write_bytes(whole[:400])  # still damaged: the work folder stays, and what is in it
+    with pytest.raises(SystemExit):
+        build(bids, tmp_path / "set", "--strict")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "set.work").iterdir()} == finished
+    with pytest.raises(SystemExit):  # other settings, other work
+        build(bids, tmp_path / "set", "--strict", "--bit_depth", 16)
+    assert len(list((tmp_path / "set.work").iterdir())) == 18
+
+    scan.write_bytes(whole)
+    resumed = build(bids, tmp_path / "set", "--salt_file", tmp_path / "salt")
+    assert not (tmp_path / "set.work").exists()
+    straight = build(bids, tmp_path / "straight", "--salt_file", tmp_path / "salt")
+    digests = [json.loads((tmp_path / name / "vq_ihdm.json").read_text())["digest"] for name in ("set", "straight")]
+    assert digests[0] == digests[1]
+    assert resumed["train"]["subject"] == straight["train"]["subject"]
+
+
+def test_adni_layout_takes_the_visit_of_the_scan(tmp_path: Path):
+    """The visit nearest to the scan's date gives the diagnosis; AGE is that of the first visit."""
+    lines = ["RID,PTID,VISCODE,EXAMDATE,DX_bl,AGE,PTGENDER,DX,Years_bl"]
+    for number in range(10):
+        subject = f"002_S_{295 + number:04d}"
+        folder = tmp_path / "ADNI" / subject / "MPR__GradWarp__B1_Correction__N3" / "2008-03-14_10_01_24.0" / "I4510"
+        save(volume(), folder / f"ADNI_{subject}_MR_MPR_I4510{number}.nii")
+        lines.append(f"{295 + number},{subject},bl,2006-03-10,CN,{70 + number},Male,CN,0")
+        lines.append(f"{295 + number},{subject},m24,2008-03-10,CN,{70 + number},Male,Dementia,2.0")
+    (tmp_path / "ADNIMERGE.csv").write_text("\n".join(lines) + "\n")
+    save(volume(), tmp_path / "ADNI" / "phantom.nii")
+    options = ("--preset", "adni", "--table", tmp_path / "ADNIMERGE.csv", "--keep_subject_ids")
+    splits = build(tmp_path / "ADNI", tmp_path / "set", *options)
+    rows = [row for name in splits for row in splits[name]]
+    assert {row["subject"] for row in rows} == {f"002_S_{295 + number:04d}" for number in range(10)}
+    assert all(row["age"] == 72 + int(row["subject"][-4:]) - 295 for row in rows)
+    assert {splits["train"].features["diagnosis"].int2str(row["diagnosis"]) for row in rows} == {"AD"}
+    facts = json.loads((tmp_path / "set" / "vq_ihdm.json").read_text())
+    assert facts["redistribution"] is False
+
+
+def test_ixi_layout(tmp_path: Path):
+    lines = ['IXI_ID,"SEX_ID (1=m, 2=f)",AGE']
+    for number in range(10):
+        save(volume(), tmp_path / "IXI-T1" / f"IXI{number + 2:03d}-Guys-0{number}28-T1.nii.gz")
+        lines.append(f"{number + 2},{1 + number % 2},{40 + number}.25")
+    (tmp_path / "IXI.csv").write_text("\n".join(lines) + "\n")
+    options = ("--preset", "ixi", "--table", tmp_path / "IXI.csv", "--keep_subject_ids")
+    splits = build(tmp_path / "IXI-T1", tmp_path / "set", *options)
+    rows = [row for name in splits for row in splits[name]]
+    assert {(row["subject"], row["age"], row["sex"]) for row in rows} == {
+        (str(number + 2), 40.25 + number, 1 - number % 2) for number in range(10)
+    }
+
+
+def test_own_names(tmp_path: Path):
+    """With a pattern, two files of one patient are two scans; without one, each file is a subject."""
+    for number in range(6):
+        for visit in "ab":
+            save(volume(), tmp_path / "scans" / f"patient{number}_{visit}.nii.gz")
+    splits = build(tmp_path / "scans", tmp_path / "set")
+    assert sum(len(set(splits[name]["subject"])) for name in splits) == 12
+    splits = build(tmp_path / "scans", tmp_path / "set", "--subject_pattern", r"(patient\d+)_", "--all_scans")
+    assert sum(len(set(splits[name]["subject"])) for name in splits) == 6
+    with pytest.raises(SystemExit, match="one group"):
+        build(tmp_path / "scans", tmp_path / "set", "--subject_pattern", r"patient\d+")
+
+
+def test_folder_without_volumes(tmp_path: Path):
+    with pytest.raises(SystemExit, match="no .nii or .nii.gz file"):
+        build(tmp_path, tmp_path / "set")
+
+
+def test_threads_change_nothing(bids: Path, tmp_path: Path):
+    for name, threads in (("one", 1), ("four", 4)):
+        build(bids, tmp_path / name, "--num_threads", threads, "--salt_file", tmp_path / "salt")
+    digests = [json.loads((tmp_path / name / "vq_ihdm.json").read_text())["digest"] for name in ("one", "four")]
+    assert digests[0] == digests[1]
