@@ -8,6 +8,7 @@ from .heat import dct, heat_kernel, surviving_modes
 from .prior import BlurryPrior
 
 MIN_GAIN = 0.01  # modes damped below this share are lost in the noise delta, and are left out of the prior
+MIN_MEMBERS = 100  # slices in a component: the mean of fewer could show one subject (40 slices, mirrored: 80)
 
 
 def blurred_coefficients(embeddings: torch.Tensor, sigma: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,7 +42,8 @@ def fit_prior(
         sigma: blur width in grid cells of the state to draw.
         kind: `mixture`, `slice` (a slice drawn by `seed`) or `images`.
         rank: dimension of the PCA space; at most N - 1 and D x (retained modes) can be had.
-        num_components: Gaussians in the mixture.
+        num_components: Gaussians in the mixture, at most one for every `MIN_MEMBERS` slices. One that gathers fewer is
+            dropped: its mean would be a picture of the few.
         seed: of the mixture's initialisation.
     """
     coefficients, modes = blurred_coefficients(embeddings, sigma)
@@ -85,9 +87,12 @@ def fit_prior(
 def _fit_mixture(scores: torch.Tensor, num_components: int, seed: int) -> tuple[torch.Tensor, ...]:
     """Weights (C,), means (C, R) and covariance factors (C, R, R) of a mixture fitted to (N, R) PCA scores."""
     scale = scores.std(0).clamp_min(1e-12)  # the fit's regularisation is absolute: give every axis unit variance
+    num_components = max(1, min(num_components, len(scores) // MIN_MEMBERS))
     mixture = GaussianMixture(num_components, covariance_type="full", reg_covar=1e-3, random_state=seed)
     mixture.fit((scores / scale).numpy())
+    kept = mixture.weights_ >= min(MIN_MEMBERS / len(scores), mixture.weights_.max())
+    weights = mixture.weights_[kept] / mixture.weights_[kept].sum()
     # Symmetric square roots: unlike Cholesky factors they exist where a covariance is singular to rounding.
-    values, vectors = np.linalg.eigh(mixture.covariances_)
+    values, vectors = np.linalg.eigh(mixture.covariances_[kept])
     factors = torch.from_numpy(vectors * np.sqrt(values.clip(0))[:, None, :])
-    return torch.from_numpy(mixture.weights_), torch.from_numpy(mixture.means_) * scale, scale[:, None] * factors
+    return torch.from_numpy(weights), torch.from_numpy(mixture.means_[kept]) * scale, scale[:, None] * factors
