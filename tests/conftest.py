@@ -77,7 +77,7 @@ def tiny_vq_ihdm(seed: int = 0) -> VQIHDMPipeline:
     """A whole pipeline from tiny components that have learned nothing."""
     denoiser = tiny_denoiser(seed)
     generator = torch.Generator().manual_seed(seed)
-    codes = torch.randint(NUM_CODES, (24, HEIGHT, WIDTH), generator=generator)
+    codes = torch.randint(NUM_CODES, (240, HEIGHT, WIDTH), generator=generator)
     prior = fit_prior(denoiser.embed_codes(codes), sigma=2.0, rank=6, num_components=2)
     scheduler = HeatDissipationScheduler(num_train_timesteps=20, sigma_max=2.0, delta=0.1)
     pipeline = VQIHDMPipeline(tiny_vq_model(seed), denoiser, prior, scheduler)
