@@ -26,6 +26,7 @@ from vq_ihdm.data.images import SliceTensors, check_image_size, load_slices
 from vq_ihdm.errors import run
 from vq_ihdm.files import replacing
 from vq_ihdm.hub.card import write_card
+from vq_ihdm.hub.publishing import push
 from vq_ihdm.hub.record import data_facts, stage_record, write_record
 from vq_ihdm.training.checkpoints import Checkpointer
 from vq_ihdm.training.config import add_training_arguments, parse_args, save_args
@@ -333,6 +334,8 @@ def main() -> None:
                 )
                 break
     accelerator.end_training()
+    if args.push_to_hub and step == args.max_train_steps and accelerator.is_main_process:
+        push(output_dir / "best", args)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,12 @@ REFERENCES = """- Discrete VQ-IHDM: MRI Generation with Vector Quantized Inverse
 
 
 def write_card(folder: Path, name: str | None = None) -> None:
-    """Write `folder/README.md`.
+    """Write `model_card` to `folder/README.md`."""
+    model_card(folder, name).save(folder / "README.md")
+
+
+def model_card(folder: Path, name: str | None = None) -> ModelCard:
+    """The card of a model's folder.
 
     Args:
         folder: a saved pipeline, or a VQModel, with its `training.json`.
@@ -78,7 +83,7 @@ def write_card(folder: Path, name: str | None = None) -> None:
         f"## Citation\n\n{REFERENCES}",
     ]
     text = "\n\n".join(section for section in sections if section)
-    ModelCard(f"---\n{about.to_yaml()}\n---\n\n{text}\n").save(folder / "README.md")
+    return ModelCard(f"---\n{about.to_yaml()}\n---\n\n{text}\n")
 
 
 def read_report(folder: Path) -> dict[str, Any] | None:

@@ -35,6 +35,10 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resume_from_checkpoint", help="a checkpoint folder, or 'latest'")
     add("--validation_steps", type=int, default=5_000)
     add("--report_to", choices=["tensorboard", "trackio", "wandb", "none"], default="tensorboard")
+    add("--push_to_hub", action="store_true", help="publish the result when it is complete")
+    add("--hub_model_id", help="account/name of the repository; by default the name of --output_dir")
+    add("--hub_private_repo", action=argparse.BooleanOptionalAction, default=True)
+    add("--allow_unevaluated", action="store_true", help="with --push_to_hub: there is no evaluation yet")
 
 
 def parse_args(parser: argparse.ArgumentParser, section: str, argv: list[str] | None = None) -> argparse.Namespace:
@@ -47,7 +51,8 @@ def parse_args(parser: argparse.ArgumentParser, section: str, argv: list[str] | 
         argv: the command line; the process's own when None.
 
     Raises:
-        InputError: the file is missing, is no YAML, or names a flag that does not exist.
+        InputError: the file is missing, is no YAML, or names a flag that does not exist; or --push_to_hub would
+            publish what nobody has evaluated, which is better said before the training than after it.
     """
     parser.add_argument(
         "--config", help=f"a preset's name (a file of {PRESETS}/) or a YAML file; flags override what it says"
@@ -65,7 +70,13 @@ def parse_args(parser: argparse.ArgumentParser, section: str, argv: list[str] | 
             **{key: str(value) if typed[key] and value is not None and not isinstance(value, list) else value
                for key, value in values.items()}
         )  # fmt: skip
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.push_to_hub and not args.allow_unevaluated:
+        raise InputError(
+            "--push_to_hub publishes a model before it was evaluated; add --allow_unevaluated, or leave it out and "
+            "run evaluate.py and publish.py afterwards"
+        )
+    return args
 
 
 def _read_section(path: str, section: str) -> dict:

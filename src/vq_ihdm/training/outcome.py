@@ -10,6 +10,7 @@ from PIL import Image
 
 from ..files import replacing
 from ..hub.describe import describe
+from ..hub.publishing import push
 from ..pipelines.slice_pipeline import SlicePipeline
 from .pictures import contact_sheet
 
@@ -34,3 +35,5 @@ def save_outcome(
         describe(temporary, pipeline, args, metrics, splits)
     (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     print(f"the pipeline is in {output_dir / 'pipeline'}")
+    if args.push_to_hub:
+        push(output_dir / "pipeline", args)

@@ -1,0 +1,157 @@
+"""Upload a model, a data set or the demonstration page to the Hub: in one commit, after checks."""
+
+import argparse
+import json
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
+
+from ..errors import InputError
+from .audit import audit_failures
+from .card import model_card, read_report
+from .record import DATA_FACTS, RECORD, read_record
+
+# Only what this package writes leaves the machine, whatever else lies in a folder.
+MODEL_FILES = (".json", ".md", ".png", ".py", ".safetensors")
+# Pictures that show no scan: samples of the model, and plots.
+SCANLESS = ("samples.png", "evaluation/anatomy.png", "evaluation/distances.png")
+SPACE_PIPELINE = "checkpoints/vq-ihdm-oasis"  # where app.py looks for its pipeline
+
+Contents = dict[str, Path | bytes]  # what to upload, by its name in the repository
+
+
+def publish(folder: str | Path, repo_id: str, private: bool = True, allow: Collection[str] = ()) -> str:
+    """Make a Hub repository hold what a folder holds, in a single commit.
+
+    Whatever fails on the way, the repository shows all of its old state or all of the new one; trying again uploads
+    only what is missing. Files that are not in the folder are removed, and stay in the repository's history.
+
+    Args:
+        folder: a saved pipeline, a VQModel with its record, or a set built by dataset_scripts/.
+        repo_id: `name` or `account/name`; made when missing.
+        private: visibility of a new repository.
+        allow: objections (keys of `objections`) that are to be overruled.
+
+    Returns:
+        the repository's address.
+
+    Raises:
+        InputError: there is an objection, the repository is public where a private one was asked for, or the Hub
+            cannot be reached or refuses.
+    """
+    folder = Path(folder)
+    refuse(folder, allow)
+    if is_data_set(folder):
+        return upload(repo_id, "dataset", private, lambda full_id: files_of(folder))
+    # The card's examples must name the model's new place.
+    with_card = lambda full_id: files_of(folder) | {"README.md": str(model_card(folder, full_id)).encode()}  # noqa: E731
+    return upload(repo_id, "model", private, with_card)
+
+
+def push(folder: Path, args: argparse.Namespace) -> None:
+    """What --push_to_hub does at the end of a training; `args`: the shared flags of the train scripts."""
+    name = args.hub_model_id or Path(args.output_dir).resolve().name
+    allow = ["unevaluated"] if args.allow_unevaluated else []
+    print(f"published: {publish(folder, name, args.hub_private_repo, allow)}")
+
+
+def publish_space(root: Path, folder: Path, repo_id: str, private: bool = True, allow: Collection[str] = ()) -> str:
+    """As `publish`: the page `app.py` with the pipeline inside, as a Space.
+
+    Args:
+        root: of this project's repository, where app.py and space/ lie.
+    """
+    refuse(folder, allow)
+    files: Contents = {"app.py": root / "app.py"}
+    files |= {name: root / "space" / name for name in ("README.md", "requirements.txt")}
+    files |= {f"{SPACE_PIPELINE}/{name}": file for name, file in files_of(folder).items()}
+    return upload(repo_id, "space", private, lambda full_id: files)
+
+
+def is_data_set(folder: Path) -> bool:
+    return (folder / DATA_FACTS).is_file()
+
+
+def refuse(folder: Path, allow: Collection[str]) -> None:
+    """Raises:
+    InputError: there is an objection that is not among `allow`.
+    """
+    for option, sentence in objections(folder).items():
+        if option not in allow:
+            raise InputError(f"{sentence}; --allow_{option} publishes it all the same")
+
+
+def objections(folder: Path) -> dict[str, str]:
+    """What speaks against publishing a folder: sentences, by the name of the option that overrules them.
+
+    Raises:
+        InputError: the folder holds nothing that could be published.
+    """
+    if is_data_set(folder):
+        facts = json.loads((folder / DATA_FACTS).read_text())
+        if facts["redistribution"]:
+            return {}
+        return {"restricted_images": f"{folder} holds images of {facts['source']}, which must not be passed on"}
+
+    record = read_record(folder)
+    if record is None:
+        raise InputError(f"{folder} is neither a model with its {RECORD} nor a built data set; name another folder")
+    found = {}
+    if not record["data"]["redistribution"]:
+        restricted = [name for name in files_of(folder) if name.endswith(".png") and name not in SCANLESS]
+        prior = folder / "prior" / "config.json"
+        if prior.is_file() and json.loads(prior.read_text())["kind"] != "mixture":
+            restricted.append("a prior made of blurred training images")
+        if restricted:
+            source = record["data"]["source"]
+            found["restricted_images"] = (
+                f"{folder} holds {', '.join(restricted)}, and images of {source} must not be passed on"
+            )
+    if (folder / "model_index.json").is_file():
+        report = read_report(folder)
+        if report is None:
+            found["unevaluated"] = f"{folder} was not evaluated; run evaluate.py --output_dir {folder}/evaluation"
+        elif failures := audit_failures(report):
+            found["failed_audit"] = f"the memorisation audit of {folder} failed ({' '.join(failures)})"
+    return found
+
+
+def files_of(folder: Path) -> Contents:
+    """The files of a model or data set that are to be uploaded."""
+    if is_data_set(folder):
+        chosen = [folder / "README.md", folder / DATA_FACTS, *folder.glob("data/*.parquet")]
+    else:
+        chosen = [file for file in folder.rglob("*") if file.suffix in MODEL_FILES]
+    return {file.relative_to(folder).as_posix(): file for file in sorted(chosen)}
+
+
+def upload(repo_id: str, repo_type: str, private: bool, contents: Callable[[str], Contents]) -> str:
+    """Commit what `contents` gives for the full repository id, and the removal of everything else."""
+    api = HfApi()
+    sdk = "gradio" if repo_type == "space" else None
+    try:
+        url = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=sdk)
+        if private and not api.repo_info(url.repo_id, repo_type=repo_type).private:
+            raise InputError(f"{url.repo_id} exists and is public; name another repository, or ask for a public one")
+        files = contents(url.repo_id)
+        stale = set(api.list_repo_files(url.repo_id, repo_type=repo_type)) - set(files) - {".gitattributes"}
+        operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+        operations += [CommitOperationDelete(name) for name in sorted(stale)]
+        api.create_commit(url.repo_id, operations, commit_message="Publish with vq-ihdm", repo_type=repo_type)
+    except HFValidationError as error:
+        raise InputError(f"{repo_id} cannot be the name of a repository; use account/name") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        reasons = {
+            401: "the Hub does not know this token; run `hf auth login`, or set HF_TOKEN",
+            403: f"this account may not write to {repo_id}; use a token with write access or another repository",
+        }
+        problem = f"the Hub answered with status {status} and nothing was published; try again later"
+        raise InputError(reasons.get(status, problem)) from error
+    except (HTTPError, OfflineModeIsEnabled) as error:
+        raise InputError(
+            f"the Hub at {api.endpoint} cannot be reached and nothing was published; check the network and try again"
+        ) from error
+    return str(url)
