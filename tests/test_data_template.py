@@ -43,9 +43,9 @@ def test_brains_stand_upright(subjects: np.ndarray):
 
 def test_ventricles_vary_in_size(subjects: np.ndarray):
     """Dark pixels in the middle of the slices through the ventricles: some have several times more."""
-    middle = subjects[:, 2, 22:42, 22:42]
-    dark = (middle < 0.4 * np.median(middle, (1, 2), keepdims=True)).mean((1, 2))
-    assert dark.max() > 3 * dark.min()
+    middle = subjects[:, 1:3, 22:42, 22:42]
+    dark = (middle < 0.4 * np.median(middle, (1, 2, 3), keepdims=True)).mean((1, 2, 3))
+    assert dark.max() > 2.5 * dark.min() > 0  # position and contrast alone give a factor of 2
 
 
 def test_contrast_and_shape_vary(subjects: np.ndarray):

@@ -127,9 +127,10 @@ def damaged_volumes(folder: Path) -> dict[str, str]:
     header.set_sform(np.diag([2.0, 2, 0, 1]), code=1)
     save(nib.Nifti1Image(data, None, header), folder / "singular.nii.gz")
     save(nib.Nifti1Image(data[:, :, :2], AFFINE), folder / "thin.nii.gz")
-    below = data.copy()
-    below[:, :, 6:] = 0
-    save(nib.Nifti1Image(below, AFFINE), folder / "blank.nii.gz")
+    for name, end in (("blank", 6), ("half", 12)):  # the middle slices are 10 to 13
+        below = data.copy()
+        below[:, :, end:] = 0
+        save(nib.Nifti1Image(below, AFFINE), folder / f"{name}.nii.gz")
     return {
         "truncated.nii.gz": "download or convert",
         "corrupt.nii.gz": "download or convert",
@@ -145,6 +146,7 @@ def damaged_volumes(folder: Path) -> dict[str, str]:
         "singular.nii.gz": "repair the header",
         "thin.nii.gz": "--slices",
         "blank.nii.gz": "--slices_mm",
+        "half.nii.gz": "--slices_mm",
     }
 
 
