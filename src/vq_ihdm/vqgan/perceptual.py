@@ -47,7 +47,11 @@ class PerceptualLoss(nn.Module):
         missing = sorted(set(names.values()) - set(tensors))
         if missing:
             raise InputError(f"{weights} is no {trunk} trunk: it lacks {missing[0]}")
-        self.lpips.net.load_state_dict({name: tensors[source] for name, source in names.items()})
+        try:
+            self.lpips.net.load_state_dict({name: tensors[source] for name, source in names.items()})
+        except RuntimeError as error:
+            reason = str(error).splitlines()[1].strip()
+            raise InputError(f"{weights} is no {trunk} trunk: {reason}") from error
 
     def train(self, mode: bool = True) -> "PerceptualLoss":
         return super().train(False)  # a fixed measure: lpips has dropout in its heads
@@ -57,15 +61,16 @@ class PerceptualLoss(nn.Module):
     ) -> torch.Tensor:
         """Mean LPIPS over a batch.
 
-        With `crop_size` one random window of that size is compared instead of the whole images: LPIPS is a mean
-        over positions, so this is an unbiased estimate (edge effects aside) at a fraction of the cost.
+        With `crop_size` one random window of that size, or as much as the images have, is compared instead of the
+        whole images: LPIPS is a mean over positions, so this is an unbiased estimate (edge effects aside) at a
+        fraction of the cost.
         """
         with torch.autocast(images.device.type, enabled=False):
             pair = torch.stack([images, reconstructions]).float()
             if crop_size is not None:
                 height, width = pair.shape[-2:]
-                y = int(torch.randint(height - crop_size + 1, ()))
-                x = int(torch.randint(width - crop_size + 1, ()))
+                y = int(torch.randint(max(height - crop_size, 0) + 1, ()))
+                x = int(torch.randint(max(width - crop_size, 0) + 1, ()))
                 pair = pair[..., y : y + crop_size, x : x + crop_size]
             first, second = pair.expand(-1, -1, 3, -1, -1)
             return self.lpips(first, second).mean()
