@@ -6,6 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 
+from ..errors import InputError
 from .pipeline_absorbing_diffusion import AbsorbingDiffusionPipeline
 from .pipeline_vq_ihdm import VQIHDMPipeline
 from .slice_pipeline import SlicePipeline
@@ -17,16 +18,24 @@ def load_pipeline(path: str | os.PathLike, **kwargs) -> SlicePipeline:
     """Load whichever of our pipelines a folder or Hub repository holds; keywords as for `from_pretrained`.
 
     Raises:
-        ValueError: it holds none of them.
+        InputError: there is no such folder or repository, it holds none of our pipelines, or not all of one.
     """
-    folder = Path(path)
-    index = folder / "model_index.json" if folder.is_dir() else Path(hf_hub_download(str(path), "model_index.json"))
+    index = Path(path) / "model_index.json"
+    try:
+        if not Path(path).is_dir():
+            index = Path(hf_hub_download(str(path), "model_index.json"))
+    except (OSError, ValueError) as error:  # no such repository, no network, or no possible name of one
+        raise InputError(f"{path} is no folder and no repository ({str(error).splitlines()[0]})") from error
     if not index.is_file():
-        raise ValueError(f"{path} holds no pipeline: it has no model_index.json")
-    name = json.loads(index.read_text())["_class_name"][1]
+        raise InputError(f"{path} holds no pipeline: it has no model_index.json")
+    name = json.loads(index.read_text())["_class_name"]
+    name = name[1] if isinstance(name, list) else name  # [module, class] where code travels along
     if name not in PIPELINES:
-        raise ValueError(f"{path} holds a {name}, which is none of {', '.join(PIPELINES)}")
-    return PIPELINES[name].from_pretrained(path, **kwargs)
+        raise InputError(f"{path} holds a {name}, which is none of {', '.join(PIPELINES)}")
+    try:
+        return PIPELINES[name].from_pretrained(path, **kwargs)
+    except OSError as error:
+        raise InputError(f"{path} is no complete {name} ({str(error).splitlines()[0]}); save it again") from error
 
 
 __all__ = ["PIPELINES", "AbsorbingDiffusionPipeline", "SlicePipeline", "VQIHDMPipeline", "load_pipeline"]
