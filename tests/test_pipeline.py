@@ -1,0 +1,275 @@
+"""The pipeline: what a call promises, and a folder that loads anywhere."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import CODE_DIM, HEIGHT, NUM_CODES, WIDTH, tiny_vq_ihdm
+from diffusers import VQModel
+
+from vq_ihdm import VQIHDMPipeline, load_pipeline
+from vq_ihdm.errors import InputError
+from vq_ihdm.fit_prior import fit_prior
+from vq_ihdm.scheduling_heat_dissipation import OPEN
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def generators(count: int) -> list[torch.Generator]:
+    return [seeded(100 + i) for i in range(count)]
+
+
+# ---- a call -------------------------------------------------------------------------------------------------------
+
+
+def test_output_types(pipeline):
+    outputs = {kind: pipeline(3, generator=seeded(), output_type=kind).images for kind in ("pil", "np", "pt", "latent")}
+    assert [image.mode for image in outputs["pil"]] == ["L"] * 3 and outputs["pil"][0].size == (32, 32)
+    assert outputs["np"].shape == (3, 32, 32, 1) and outputs["np"].dtype == np.float32
+    assert outputs["pt"].shape == (3, 1, 32, 32)
+    assert outputs["pt"].min() >= 0 and outputs["pt"].max() <= 1
+    assert outputs["latent"].shape == (3, HEIGHT, WIDTH)
+    assert outputs["latent"].min() >= 0 and outputs["latent"].max() < NUM_CODES
+    # They are one and the same images.
+    np.testing.assert_array_equal(outputs["np"][..., 0], outputs["pt"][:, 0])
+    pil = np.stack([np.asarray(image) for image in outputs["pil"]])
+    np.testing.assert_array_equal(pil, (outputs["np"][..., 0] * 255).round().astype(np.uint8))
+    decoded = (pipeline.decode_codes(outputs["latent"]) / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(outputs["pt"], decoded)
+
+
+def test_images_are_not_all_the_same(pipeline):
+    images = pipeline(3, generator=seeded(), output_type="pt").images
+    assert images.std() > 0.01 and not torch.equal(images[0], images[1])
+
+
+def test_return_dict(pipeline):
+    (images,) = pipeline(2, generator=seeded(), output_type="pt", return_dict=False)
+    assert torch.equal(images, pipeline(2, generator=seeded(), output_type="pt").images)
+    (codes,) = pipeline(2, generator=seeded(), output_type="latent", return_dict=False)
+    assert codes.shape == (2, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_same_seed_same_images_whatever_the_batch_size(pipeline, steps):
+    arguments = {"num_images": 5, "num_inference_steps": steps}
+    whole = pipeline(**arguments, generator=seeded(), output_type="latent").images
+    for batch_size in (1, 2, 5):
+        again = pipeline(**arguments, generator=seeded(), output_type="latent", batch_size=batch_size).images
+        assert torch.equal(again, whole)
+    assert not torch.equal(pipeline(**arguments, generator=seeded(1), output_type="latent").images, whole)
+    pixels = pipeline(**arguments, generator=seeded(), output_type="pt").images
+    again = pipeline(**arguments, generator=seeded(), output_type="pt", batch_size=2).images
+    torch.testing.assert_close(again, pixels)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_one_generator_for_each_image(pipeline, steps):
+    together = pipeline(4, steps, generator=generators(4), output_type="latent").images
+    backwards = pipeline(4, steps, generator=generators(4)[::-1], output_type="latent").images
+    assert torch.equal(together, backwards.flip(0))
+    alone = pipeline(1, steps, generator=[seeded(102)], output_type="latent").images
+    assert torch.equal(alone, together[2:3])
+
+
+def test_without_generator_the_global_seed_decides(pipeline):
+    torch.manual_seed(0)
+    first, second = (pipeline(2, output_type="latent").images for _ in range(2))
+    torch.manual_seed(0)
+    assert torch.equal(pipeline(2, output_type="latent").images, first)
+    assert not torch.equal(first, second)
+
+
+def test_temperature_zero_leaves_the_prior_as_the_only_chance(pipeline):
+    """Given u_T the most likely codes are one answer, whatever the generators say."""
+    u_T = pipeline.prior.sample(3, seeded())
+    first, second = (
+        pipeline(3, temperature=0, sample=u_T, generator=seeded(seed), output_type="latent").images for seed in (0, 1)
+    )
+    assert torch.equal(first, second)
+    hot = pipeline(3, sample=u_T, generator=seeded(), output_type="latent").images
+    assert not torch.equal(first, hot)
+
+
+def test_temperature_and_top_p_default_to_the_scheduler(pipeline):
+    pipeline.scheduler.register_to_config(temperature=0.0)
+    default = pipeline(2, generator=seeded(), output_type="latent").images
+    assert torch.equal(default, pipeline(2, generator=seeded(), temperature=0, output_type="latent").images)
+    assert not torch.equal(default, pipeline(2, generator=seeded(), temperature=1, output_type="latent").images)
+    greedy = pipeline(2, generator=seeded(), temperature=1, top_p=1e-9, output_type="latent").images
+    assert torch.equal(default, greedy)
+
+
+def test_delta_of_the_scheduler_noises_the_prior():
+    clean, noisy = tiny_vq_ihdm(), tiny_vq_ihdm()
+    clean.scheduler.register_to_config(delta=0.0)
+    noisy.scheduler.register_to_config(delta=2.0)
+    first, second = (p(4, temperature=0, generator=seeded(), output_type="latent").images for p in (clean, noisy))
+    assert not torch.equal(first, second)
+
+
+def test_callback_sees_and_replaces_the_state(pipeline):
+    seen = []
+
+    def watch(pipe, step, timestep, tensors):
+        assert pipe is pipeline
+        assert tensors["sample"].shape == (len(tensors["code_indices"]), CODE_DIM, HEIGHT, WIDTH)
+        seen.append((step, float(timestep), int((tensors["code_indices"] != OPEN).sum())))
+        return {}
+
+    pipeline(4, 3, batch_size=2, generator=seeded(), callback_on_step_end=watch)
+    assert [step for step, _, _ in seen] == [0, 1, 2, 0, 1, 2]
+    assert seen[0][1] == pipeline.scheduler.config.num_train_timesteps
+    revealed = [count for _, _, count in seen[:3]]
+    assert revealed == sorted(revealed) and revealed[-1] == 2 * HEIGHT * WIDTH
+
+    codes = torch.full((2, HEIGHT, WIDTH), 5)
+    replaced = pipeline(
+        2,
+        callback_on_step_end=lambda *_: {"code_indices": codes},
+        callback_on_step_end_tensor_inputs=["code_indices"],
+        output_type="latent",
+    ).images
+    assert torch.equal(replaced, codes)
+
+
+def test_the_network_is_asked_once_a_step(pipeline):
+    calls = []
+    pipeline.denoiser.register_forward_hook(lambda *_: calls.append(1))
+    for steps in (1, 6):
+        calls.clear()
+        pipeline(2, steps, generator=seeded())
+        assert len(calls) == steps
+
+
+def test_encode_and_decode_fit_together(pipeline):
+    images = pipeline(2, generator=seeded(), output_type="pt").images * 2 - 1
+    codes = pipeline.encode_images(images)
+    assert codes.shape == (2, HEIGHT, WIDTH)
+    latents = pipeline.vqvae.encode(images).latents
+    expected = pipeline.vqvae.decode(latents).sample  # quantises on its way, as in training
+    torch.testing.assert_close(pipeline.decode_codes(codes), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_bad_arguments(pipeline):
+    with pytest.raises(ValueError, match="as many generators"):
+        pipeline(3, generator=generators(2))
+    with pytest.raises(ValueError, match="output_type"):
+        pipeline(1, output_type="jpeg")
+    with pytest.raises(ValueError, match="num_inference_steps"):
+        pipeline(1, num_inference_steps=0)
+
+
+# ---- a folder -----------------------------------------------------------------------------------------------------
+
+
+def test_round_trip_bit_for_bit(pipeline, pipeline_folder):
+    for loaded in (VQIHDMPipeline.from_pretrained(pipeline_folder), load_pipeline(pipeline_folder)):
+        assert type(loaded) is VQIHDMPipeline
+        loaded.set_progress_bar_config(disable=True)
+        for component in ("vqvae", "denoiser", "prior"):
+            ours, theirs = getattr(pipeline, component), getattr(loaded, component)
+            assert not theirs.training
+            assert all(torch.equal(ours.state_dict()[name], tensor) for name, tensor in theirs.state_dict().items())
+        expected = pipeline(2, 3, generator=seeded(), output_type="pt").images
+        assert torch.equal(loaded(2, 3, generator=seeded(), output_type="pt").images, expected)
+
+
+def test_components_can_be_replaced_on_loading(pipeline, pipeline_folder):
+    scheduler = type(pipeline.scheduler)(num_train_timesteps=3)
+    assert VQIHDMPipeline.from_pretrained(pipeline_folder, scheduler=scheduler).scheduler is scheduler
+
+
+def test_half_precision_on_loading(pipeline_folder):
+    loaded = VQIHDMPipeline.from_pretrained(pipeline_folder, torch_dtype=torch.bfloat16)
+    loaded.set_progress_bar_config(disable=True)
+    assert {loaded.vqvae.dtype, loaded.denoiser.dtype, loaded.prior.dtype} == {torch.bfloat16}
+    images = loaded(2, 2, generator=seeded(), output_type="pt").images
+    assert images.dtype == torch.float32 and torch.isfinite(images).all()
+
+
+def test_a_folder_holds_no_pickle_and_no_path(pipeline_folder):
+    files = [file for file in pipeline_folder.rglob("*") if file.is_file()]
+    assert {file.suffix for file in files} == {".json", ".py", ".safetensors"}
+    # Saved from a loaded pipeline, which knows where it came from.
+    again = pipeline_folder.with_name("again")
+    VQIHDMPipeline.from_pretrained(pipeline_folder).save_pretrained(again)
+    assert {f.relative_to(pipeline_folder) for f in files} == {f.relative_to(again) for f in again.rglob("*.*")}
+    for file in [*files, *again.rglob("*")]:
+        if file.suffix in (".json", ".py"):
+            assert "_name_or_path" not in file.read_text() or file.suffix == ".py"
+            assert str(pipeline_folder.parent) not in file.read_text()
+
+
+ELSEWHERE = """
+import sys
+sys.modules["vq_ihdm"] = None  # as on a machine where the package is not installed
+import numpy as np, torch
+from diffusers import DiffusionPipeline
+source, target = sys.argv[1:]
+pipe = DiffusionPipeline.from_pretrained(source, trust_remote_code=True)
+pipe.set_progress_bar_config(disable=True)
+images = pipe(3, 2, generator=torch.Generator().manual_seed(0), output_type="np").images
+pipe.save_pretrained(target)
+np.save(target + "/images.npy", images)
+assert not any(name.split(".")[0] == "vq_ihdm" for name, module in sys.modules.items() if module)
+"""
+
+
+@pytest.mark.slow
+def test_loads_and_saves_again_without_the_package(pipeline, pipeline_folder, tmp_path):
+    target = tmp_path / "elsewhere"
+    subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(pipeline_folder), str(target)],
+        check=True,
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )
+    expected = pipeline(3, 2, generator=seeded(), output_type="np").images
+    np.testing.assert_array_equal(np.load(target / "images.npy"), expected)
+    for file in pipeline_folder.rglob("*"):
+        again = target / file.relative_to(pipeline_folder)
+        assert again.exists(), again
+        if file.suffix == ".py":
+            assert again.read_text() == file.read_text()
+    for file in target.rglob("*.json"):
+        assert "_name_or_path" not in json.loads(file.read_text())
+    loaded = VQIHDMPipeline.from_pretrained(target)
+    loaded.set_progress_bar_config(disable=True)
+    np.testing.assert_array_equal(loaded(3, 2, generator=seeded(), output_type="np").images, expected)
+
+
+def test_load_pipeline_says_what_is_wrong(pipeline_folder, tmp_path):
+    with pytest.raises(InputError, match="no model_index.json"):
+        load_pipeline(tmp_path)
+    with pytest.raises(InputError, match="no folder and no repository"):
+        load_pipeline(tmp_path / "missing" / "pipeline")
+    incomplete = shutil.copytree(pipeline_folder, tmp_path / "incomplete")
+    shutil.rmtree(incomplete / "denoiser")
+    with pytest.raises(InputError, match="no complete VQIHDMPipeline") as error:
+        load_pipeline(incomplete)
+    assert "\n" not in str(error.value)
+    index = tmp_path / "model_index.json"
+    for name in ("StableDiffusionPipeline", ["pipeline", "SomeoneElsesPipeline"]):
+        index.write_text(json.dumps({"_class_name": name}))
+        with pytest.raises(InputError, match=r"holds a (StableDiffusion|SomeoneElses)Pipeline, .* none of"):
+            load_pipeline(tmp_path)
+
+
+def test_the_images_prior_is_refused_by_the_pipeline_too(pipeline, tmp_path):
+    codes = torch.randint(NUM_CODES, (5, HEIGHT, WIDTH))
+    pipeline.register_modules(prior=fit_prior(pipeline.denoiser.embed_codes(codes), 2.0, "images"))
+    with pytest.raises(ValueError, match="allow_saving_images"):
+        pipeline.save_pretrained(tmp_path / "pipeline")
+    assert not list(tmp_path.rglob("*prior*/*.safetensors"))
+
+
+def test_the_vqvae_is_one_that_diffusers_alone_can_load(pipeline_folder):
+    assert type(VQModel.from_pretrained(pipeline_folder, subfolder="vqvae")) is VQModel
