@@ -1,0 +1,164 @@
+"""How near a set of images comes to the real ones: FID, KID, ISC, precision and recall, density and coverage.
+
+Values of FID, KID, ISC, precision and recall are torch-fidelity's. All of them but ISC depend on the features only
+through inner products, so their intervals are computed on index sets into three Gram matrices.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch_fidelity.metric_fid import (
+    KEY_METRIC_FID,
+    fid_features_to_statistics,
+    fid_statistics_to_metric,
+)
+from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+from tqdm.auto import tqdm
+
+from .features import Features
+from .resampling import RESAMPLES, Estimate, half_sample, interval_95
+
+RANGES = {
+    "fid": (0, np.inf),
+    "fid_infinity": (-np.inf, np.inf),
+    "kid": (-np.inf, np.inf),
+    "isc": (1, np.inf),
+    "precision": (0, 1),
+    "recall": (0, 1),
+    "density": (0, np.inf),
+    "coverage": (0, 1),
+}
+QUARTERS = 2  # of each half-sample: the smaller sets from which its FID is extrapolated
+
+
+class Grams(NamedTuple):
+    """Inner products within and between features x (n, D) and y (m, D), each divided by D."""
+
+    xx: np.ndarray
+    xy: np.ndarray
+    yy: np.ndarray
+    dimension: int
+
+    @classmethod
+    def of(cls, x: torch.Tensor, y: torch.Tensor) -> "Grams":
+        dimension = x.shape[1]
+        x, y = (features.numpy().astype(np.float64) / np.sqrt(dimension) for features in (x, y))
+        return cls(x @ x.T, x @ y.T, y @ y.T, dimension)
+
+    def take(self, i: np.ndarray, j: np.ndarray) -> "Grams":
+        return Grams(self.xx[np.ix_(i, i)], self.xy[np.ix_(i, j)], self.yy[np.ix_(j, j)], self.dimension)
+
+
+def fidelity(
+    generated: Features, real: Features, groups: np.ndarray, real_groups: np.ndarray, paired: bool = False
+) -> dict[str, Estimate]:
+    """Every fidelity measure of `generated` (N images) against `real` (M images), with its interval.
+
+    Args:
+        groups: (N,) int, images of one group are resampled together: each its own if generated, the subject if real.
+        real_groups: (M,) int, the subjects.
+        paired: row i of both sides is the same image (a reconstruction), so both are resampled alike.
+
+    Returns:
+        `fid`, `fid_infinity`, `kid`, `precision`, `recall`, `density`, `coverage`, and `isc` where there are logits.
+    """
+    rng = np.random.default_rng(0)
+    x, y = generated.pooled, real.pooled
+    grams = Grams.of(x, y)
+    subset_size = min(1000, len(x) // 2, len(y) // 2)
+    kid = kid_features_to_metric(x, y, kid_subset_size=subset_size, verbose=False)
+    neighbours = prc_features_to_metric(x, y, verbose=False)
+    fid = fid_statistics_to_metric(fid_features_to_statistics(x), fid_features_to_statistics(y), verbose=False)[
+        KEY_METRIC_FID
+    ]
+
+    resampled = {name: [] for name in RANGES}
+    halves = []
+    for _ in tqdm(range(RESAMPLES), "intervals of fidelity", leave=False):
+        i = half_sample(groups, rng)
+        j = i if paired else half_sample(real_groups, rng)
+        half, half_fid = grams.take(i, j), frechet_distance(grams.take(i, j))
+        quarters = []
+        for _ in range(QUARTERS):
+            k = half_sample(groups[i], rng)
+            quarters.append(frechet_distance(half.take(k, k if paired else half_sample(real_groups[j], rng))))
+        halves.append(half_fid)
+        resampled["fid"].append(half_fid)
+        resampled["fid_infinity"].append(extrapolate(half_fid, quarters))
+        resampled["kid"].append(kernel_distance(half))
+        for name, value in neighbourhoods(half).items():
+            resampled[name].append(value)
+        if generated.logits is not None:
+            resampled["isc"].append(isc_features_to_metric(generated.logits[i])[KEY_METRIC_ISC_MEAN])
+
+    values = {
+        "fid": fid,
+        "fid_infinity": extrapolate(fid, halves),
+        "kid": kid[KEY_METRIC_KID_MEAN],
+        "precision": neighbours[KEY_METRIC_PRECISION],
+        "recall": neighbours[KEY_METRIC_RECALL],
+        "density": neighbourhoods(grams)["density"],
+        "coverage": neighbourhoods(grams)["coverage"],
+    }
+    details = {"kid": {"subset_sd": kid[KEY_METRIC_KID_STD], "subset_size": subset_size}}
+    if generated.logits is not None:
+        values["isc"] = isc_features_to_metric(generated.logits)[KEY_METRIC_ISC_MEAN]
+    return {
+        name: Estimate(value, interval_95(value, resampled[name], *RANGES[name]), len(x), details.get(name, {}))
+        for name, value in values.items()
+    }
+
+
+def frechet_distance(grams: Grams) -> float:
+    """Frechet distance of two Gaussians fitted to the features (Heusel et al., 2017), exact, from inner products.
+
+    With centred features A (n, D) and B (m, D) scaled to covariances A'A and B'B, the trace of (A'A B'B)^(1/2) is the
+    sum of the singular values of A B' (n, m), which is the centred cross Gram matrix.
+    """
+    (n, m), scale = grams.xy.shape, grams.dimension
+    mean_xx, mean_xy, mean_yy = grams.xx.mean(), grams.xy.mean(), grams.yy.mean()
+    trace_x = (np.trace(grams.xx) - n * mean_xx) / (n - 1)
+    trace_y = (np.trace(grams.yy) - m * mean_yy) / (m - 1)
+    cross = grams.xy - grams.xy.mean(axis=0) - grams.xy.mean(axis=1, keepdims=True) + mean_xy
+    overlap = np.linalg.norm(cross, "nuc") / np.sqrt((n - 1) * (m - 1))
+    return float(scale * (mean_xx + mean_yy - 2 * mean_xy + trace_x + trace_y - 2 * overlap))
+
+
+def extrapolate(fid: float, fids_at_half_size: list[float]) -> float:
+    """FID at infinite N: the line in 1/N (Chong and Forsyth, 2020) through N and the mean of many sets of N/2.
+
+    Both sides shrink together. The bias is linear in 1/N only once N exceeds the feature dimension; below that a part
+    of it stays, as the floor shows.
+    """
+    return float(2 * fid - np.mean(fids_at_half_size))
+
+
+def kernel_distance(grams: Grams) -> float:
+    """Unbiased squared MMD with the kernel (x'y / D + 1)^3 (Binkowski et al., 2018), over all pairs."""
+    (n, m) = grams.xy.shape
+    kxx, kxy, kyy = ((gram + 1) ** 3 for gram in grams[:3])
+    within = (kxx.sum() - np.trace(kxx)) / (n * (n - 1)) + (kyy.sum() - np.trace(kyy)) / (m * (m - 1))
+    return float(within - 2 * kxy.mean())
+
+
+def neighbourhoods(grams: Grams) -> dict[str, float]:
+    """Precision and recall (Kynkaanniemi et al., 2019; k = 3), density and coverage (Naeem et al., 2020; k = 5).
+
+    x are the generated and y the real features; a ball around each point reaches its k-th nearest neighbour.
+    """
+    norms_x, norms_y = np.diagonal(grams.xx), np.diagonal(grams.yy)
+    xx = norms_x[:, None] + norms_x - 2 * grams.xx
+    xy = norms_x[:, None] + norms_y - 2 * grams.xy
+    yy = norms_y[:, None] + norms_y - 2 * grams.yy
+    radii_x = np.partition(xx, 3, axis=1)[:, 3:4]
+    radii_y = np.partition(yy, (3, 5), axis=1)
+    in_wider_ball = xy <= radii_y[:, 5]
+    return {
+        "precision": float((xy <= radii_y[:, 3]).any(axis=1).mean()),
+        "recall": float((xy <= radii_x).any(axis=0).mean()),
+        "density": float(in_wider_ball.sum(axis=1).mean() / 5),
+        "coverage": float(in_wider_ball.any(axis=0).mean()),
+    }

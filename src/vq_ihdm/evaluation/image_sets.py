@@ -1,0 +1,109 @@
+"""What is evaluated: 8-bit grey images and, for real ones, whose they are."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..data.images import image_to_tensor, load_slices, tensor_to_uint8
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of one size with the groups they are independent between.
+
+    Attributes:
+        images: (N, H, W) uint8.
+        subjects: (N,) int, 0 .. S-1: the person a scan shows. A generated image is a subject of its own.
+        slices: (N,) int, the level of the slice within its volume, or None where it is unknown.
+    """
+
+    images: np.ndarray
+    subjects: np.ndarray
+    slices: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def num_subjects(self) -> int:
+        return len(np.unique(self.subjects))
+
+    def take(self, index: np.ndarray) -> "ImageSet":
+        return ImageSet(self.images[index], self.subjects[index], None if self.slices is None else self.slices[index])
+
+
+def independent(images: np.ndarray) -> ImageSet:
+    """Generated images (N, H, W) uint8: each is independent of every other."""
+    return ImageSet(images, np.arange(len(images)))
+
+
+def read_image_folder(folder: str | Path) -> np.ndarray:
+    """The PNG files of a folder, in the order of their names, as (N, H, W) uint8.
+
+    Raises:
+        InputError: there are none, they differ in size, or one has colours.
+    """
+    files = sorted(Path(folder).glob("*.png"))
+    if not files:
+        raise InputError(f"{folder} holds no PNG file; name a folder of generated images")
+    return _stack((Image.open(file) for file in files), [str(file) for file in files])
+
+
+def read_data_set(dataset_name: str, held_out_splits: list[str] | None) -> tuple[ImageSet, ImageSet]:
+    """The training images and the held-out images of a built data set.
+
+    Args:
+        dataset_name: a folder or Hub id with the columns `image`, `subject` and, if known, `slice`.
+        held_out_splits: the splits that training never saw; every split but `train` when None.
+
+    Raises:
+        InputError: a split or column is missing, images differ in size or have colours, or a person appears
+            on both sides.
+    """
+    splits = load_slices(dataset_name)
+    names = held_out_splits or [name for name in splits if name != "train"]
+    for name in names:
+        if name not in splits:
+            raise InputError(f"{dataset_name} has no split '{name}' but {', '.join(splits)}; choose among them")
+    training, held_out = splits["train"], concatenate_datasets([splits[name] for name in names])
+    if "subject" not in training.column_names:
+        raise InputError(f"{dataset_name} has no column 'subject': intervals and copies cannot be judged without it")
+    shared = set(training["subject"]) & set(held_out["subject"])
+    if shared:
+        raise InputError(
+            f"{len(shared)} subjects of {dataset_name} stand both in train and in {'+'.join(names)}; "
+            "split it by subject"
+        )
+    return _read_split(training, "train"), _read_split(held_out, "+".join(names))
+
+
+def _read_split(split: Dataset, name: str) -> ImageSet:
+    images = _stack(
+        (row["image"] for row in split.select_columns("image")), [f"image {i} of {name}" for i in range(len(split))]
+    )
+    _, subjects = np.unique(split["subject"], return_inverse=True)
+    return ImageSet(images, subjects, np.array(split["slice"]) if "slice" in split.column_names else None)
+
+
+def _stack(images, names: list[str]) -> np.ndarray:
+    """PIL images -> (N, H, W) uint8, by the path that network outputs take as well."""
+    stacked = None
+    for i, image in enumerate(tqdm(images, "reading images", len(names), leave=False)):
+        try:
+            pixels = tensor_to_uint8(image_to_tensor(image))[0]
+        except InputError as error:
+            raise InputError(f"{names[i]}: {error}") from error
+        if stacked is None:
+            stacked = np.empty((len(names), *pixels.shape), np.uint8)
+        if pixels.shape != stacked.shape[1:]:
+            raise InputError(
+                f"{names[i]} is {pixels.shape[0]}x{pixels.shape[1]} where {names[0]} is "
+                f"{stacked.shape[1]}x{stacked.shape[2]}; all images must have one size"
+            )
+        stacked[i] = pixels
+    return stacked

@@ -1,0 +1,185 @@
+"""What an evaluation found: `report.json` for programs, `report.md` for people.
+
+Schema of `report.json`:
+
+    schema_version: 1
+    generated: what was evaluated: num_images and, of a pipeline, its class, num_inference_steps, temperature, seed,
+        seconds_per_image
+    training, held_out: {num_images, num_subjects} of the real sides
+    image_size: [height, width]
+    networks: [{name, weights}], the feature networks with a fingerprint of their weights; the first one is primary
+    resamples: how many half-samples stand behind each interval
+    figures: a flat list, one entry a figure and feature network:
+        name: a key of `KINDS`, such as "kid"; group, title, better ("lower", "higher" or "floor": the closer to the
+            floor, the better) come from there
+        features: the network's name, "pixels", "u_T", or "grey levels"
+        generated: {value, interval: [low, high], num_images, details}, or null with `unavailable` telling why
+        ceiling: the same measure of decoded codes of real images, or null: what a perfect stage 2 would reach
+        floor: the same measure of real images at the same N, or null
+        unavailable: null or the reason
+
+An entry of a model card's `model-index` is {type: name, value: generated.value, name: f"{title} ({features}, N =
+{generated.num_images})"}; a row of a benchmark table picks its figures by (name, features).
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.figure import Figure as MatplotlibFigure
+from tqdm.auto import tqdm
+
+from .resampling import RESAMPLES, Estimate
+
+
+class Kind(NamedTuple):
+    group: str
+    title: str
+    better: str
+
+
+KINDS = {
+    "kid": Kind("fidelity", "KID", "lower"),
+    "fid": Kind("fidelity", "FID", "lower"),
+    "fid_infinity": Kind("fidelity", "FID extrapolated to infinite N", "lower"),
+    "isc": Kind("fidelity", "Inception Score", "higher"),
+    "precision": Kind("fidelity", "Precision", "higher"),
+    "recall": Kind("fidelity", "Recall", "higher"),
+    "density": Kind("fidelity", "Density", "higher"),
+    "coverage": Kind("fidelity", "Coverage", "higher"),
+    "rkid": Kind("reconstruction", "rKID", "lower"),
+    "rfid": Kind("reconstruction", "rFID", "lower"),
+    "ms_ssim": Kind("diversity", "MS-SSIM between pairs", "floor"),
+    "ms_ssim_same_level": Kind("diversity", "MS-SSIM between pairs of one slice level", "floor"),
+    "duplicate_rate": Kind("diversity", "Duplicate rate", "floor"),
+    "nearest_ratio": Kind("memorisation", "Distance to training / to held-out", "floor"),
+    "copy_rate": Kind("memorisation", "Copy rate", "floor"),
+    "wasserstein_brain_area": Kind("anatomy", "Brain area, Wasserstein distance", "lower"),
+    "wasserstein_csf_share": Kind("anatomy", "CSF share, Wasserstein distance", "lower"),
+    "wasserstein_ventricle_share": Kind("anatomy", "Ventricle share, Wasserstein distance", "lower"),
+    "wasserstein_asymmetry": Kind("anatomy", "Left-right asymmetry, Wasserstein distance", "lower"),
+}
+
+EXPLANATIONS = {
+    "fidelity": (
+        "Each set against all held-out images. KID first: it is unbiased at small N, while FID falls as N grows. "
+        "Precision, recall: k = 3; density, coverage: k = 5."
+    ),
+    "reconstruction": "Held-out images through the VQGAN and back, against themselves.",
+    "diversity": (
+        "MS-SSIM of pairs of different subjects: above the floor there is less variety than among people. A duplicate "
+        "has another image of the set (of a person: of another person) nearer than the copy threshold."
+    ),
+    "memorisation": (
+        "Median distance to the nearest training image over that to the nearest held-out image, with equally many "
+        "subjects on both sides: 1 without memorisation, less if training images are favoured. The floor has held-out "
+        "images in place of generated ones. The copy threshold is the distance that one in a hundred held-out images "
+        "falls below; generated images, smoother than scans, can fall below it more often without copying anybody."
+    ),
+    "anatomy": (
+        "Segmentation by grey level, the same for all sets; Wasserstein distance to the held-out distribution, in "
+        "units of the measure."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measure in one feature space; the fields are those of `figures` in `report.json`."""
+
+    name: str
+    features: str
+    generated: Estimate | None
+    ceiling: Estimate | None = None
+    floor: Estimate | None = None
+    unavailable: str | None = None
+
+
+class Picture(NamedTuple):
+    """A picture that is drawn when the report is saved."""
+
+    caption: str
+    draw: Callable[[], MatplotlibFigure]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Figures, pictures by file name, and `about`: the other entries of `report.json`."""
+
+    about: dict
+    figures: list[Figure]
+    pictures: dict[str, Picture]
+
+    def figure(self, name: str, features: str | None = None) -> Figure:
+        """The figure of this name in a feature space, by default in the first one it was measured in."""
+        return next(f for f in self.figures if f.name == name and features in (None, f.features))
+
+    def to_json(self) -> str:
+        figures = [KINDS[figure.name]._asdict() | asdict(figure) for figure in self.figures]
+        content = {"schema_version": 1, **self.about, "resamples": RESAMPLES, "figures": figures}
+        return json.dumps(content, indent=2) + "\n"
+
+    def to_markdown(self) -> str:
+        about = self.about
+        generated = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in about["generated"].items())
+        sides = ", ".join(
+            f"{about[side]['num_images']} images of {about[side]['num_subjects']} {name} subjects"
+            for side, name in (("training", "training"), ("held_out", "held-out"))
+        )
+        lines = [
+            "# Evaluation",
+            "",
+            f"Generated: {generated}. Real: {sides}. Image size {about['image_size'][0]}x{about['image_size'][1]}.",
+            "",
+            "**Floor**: training images against held-out images, that is real against real, at the same N. "
+            "**Ceiling**: decoded codes of those training images, what a perfect second stage would reach. "
+            f"In brackets 95 % intervals from {RESAMPLES} half-samples of subjects (real side) and of images "
+            "(generated side). N is the number of generated images, and in brackets that of the floor where it "
+            "differs.",
+        ]
+        for group, explanation in EXPLANATIONS.items():
+            rows = [figure for figure in self.figures if KINDS[figure.name].group == group]
+            if rows:
+                lines += ["", f"## {group.capitalize()}", "", explanation, ""]
+                lines += ["| figure | features | generated | ceiling | floor | N |", "|---|---|---|---|---|---|"]
+                lines += [_row(figure) for figure in rows]
+        lines += ["", "## Pictures"]
+        for name, picture in self.pictures.items():
+            lines += ["", f"![{picture.caption}]({name})", "", picture.caption]
+        networks = ", ".join(f"{network['name']} ({network['weights']})" for network in about["networks"])
+        lines += ["", f"Feature networks, with a fingerprint of their weights: {networks}."]
+        return "\n".join(lines) + "\n"
+
+    def save(self, folder: Path) -> None:
+        """Write `report.json`, `report.md` and the pictures into a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, picture in tqdm(self.pictures.items(), "pictures", leave=False):
+            picture.draw().savefig(folder / name, dpi=110)
+        (folder / "report.json").write_text(self.to_json())
+        (folder / "report.md").write_text(self.to_markdown())
+
+
+def _row(figure: Figure) -> str:
+    kind = KINDS[figure.name]
+    arrow = {"lower": " ↓", "higher": " ↑", "floor": ""}[kind.better]
+    measured = [estimate for estimate in (figure.generated, figure.floor) if estimate is not None]
+    counts = [str(estimate.num_images) for estimate in measured]
+    cells = [
+        kind.title + arrow,
+        figure.features,
+        _cell(figure.generated) if figure.unavailable is None else f"unavailable: {figure.unavailable}",
+        _cell(figure.ceiling),
+        _cell(figure.floor),
+        counts[0] + (f" ({counts[1]})" if counts[1:] and counts[1] != counts[0] else "") if counts else "",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cell(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return ""
+    digits = 2 if abs(estimate.value) >= 10 else 4
+    low, high = estimate.interval
+    return f"{estimate.value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
