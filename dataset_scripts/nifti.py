@@ -17,6 +17,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from glob import glob
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -62,15 +63,15 @@ class Scan:
 
 def find_scans(folder: Path, preset: Preset, rejections: Rejections) -> list[Scan]:
     """The volumes under `folder`; of a BIDS tree only those whose suffix is T1w. Ordered by subject, then date."""
-    paths = sorted(folder.rglob("*_T1w.nii*")) or sorted(folder.rglob("*.nii*"))
+    names = glob("**/*_T1w.nii*", root_dir=folder, recursive=True) or glob("**/*.nii*", root_dir=folder, recursive=True)
     scans = []
-    for path in (path for path in paths if path.name.endswith((".nii", ".nii.gz"))):
-        name = path.relative_to(folder).as_posix()
+    for name in sorted(name for name in names if name.endswith((".nii", ".nii.gz"))):
+        path = folder / name
         found = re.search(preset.subject, name)
         if not found and preset.required:
             rejections(f"{path} has no subject id in its path; rename it or pass --subject_pattern.")
             continue
-        subject = found[1] if found else path.name.split(".")[0]
+        subject = found[1] if found else path.name.partition(".nii")[0]
         date = re.search(r"\d{4}-\d{2}-\d{2}", name)
         image_id = re.search(r"/(I\d+)/", name)
         scans.append(Scan(path, subject, date[0] if date else "", image_id[1] if image_id else ""))

@@ -293,10 +293,12 @@ def test_ixi_layout(tmp_path: Path):
 
 
 def test_own_names(tmp_path: Path):
-    """With a pattern, two files of one patient are two scans; without one, each file is a subject."""
+    """With a pattern, two files of one patient are two scans; without one, each file is a subject. Links count."""
     for number in range(6):
         for visit in "ab":
-            save(volume(), tmp_path / "scans" / f"patient{number}_{visit}.nii.gz")
+            save(volume(), tmp_path / "elsewhere" / f"patient{number}_{visit}.nii.gz")
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "linked").symlink_to(tmp_path / "elsewhere")
     splits = build(tmp_path / "scans", tmp_path / "set")
     assert sum(len(set(splits[name]["subject"])) for name in splits) == 12
     splits = build(tmp_path / "scans", tmp_path / "set", "--subject_pattern", r"(patient\d+)_", "--all_scans")
