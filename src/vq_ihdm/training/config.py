@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 
 import yaml
@@ -11,6 +12,16 @@ from ..errors import InputError
 from ..files import replacing
 
 PRESETS = Path("configs")
+# Those of diffusers.optimization that need no more than the numbers of steps.
+LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+
+
+def positive(text: str) -> int:
+    """The type of a flag that counts something."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no positive number")
+    return number
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,19 +32,19 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output_dir", required=True)
     add("--seed", type=int, default=0)
     add("--random_flip", action=argparse.BooleanOptionalAction, default=True, help="mirror left and right")
-    add("--max_train_steps", type=int)
-    add("--train_batch_size", type=int, help="per process")
-    add("--gradient_accumulation_steps", type=int, default=1)
+    add("--max_train_steps", type=positive)
+    add("--train_batch_size", type=positive, help="per process")
+    add("--gradient_accumulation_steps", type=positive, default=1)
     add("--learning_rate", type=float, default=1e-4)
-    add("--lr_scheduler", default="constant_with_warmup", help="a name of diffusers.optimization")
+    add("--lr_scheduler", choices=LR_SCHEDULERS, default="constant_with_warmup")
     add("--lr_warmup_steps", type=int, default=30_000)
     add("--max_grad_norm", type=float, default=1.0)
     add("--ema_decay", type=float, default=0.999)
     add("--mixed_precision", choices=["no", "fp16", "bf16"], default="no")
-    add("--checkpointing_steps", type=int, default=5_000)
-    add("--checkpoints_total_limit", type=int, default=2)
+    add("--checkpointing_steps", type=positive, default=5_000)
+    add("--checkpoints_total_limit", type=positive, default=2)
     add("--resume_from_checkpoint", help="a checkpoint folder, or 'latest'")
-    add("--validation_steps", type=int, default=5_000)
+    add("--validation_steps", type=positive, default=5_000)
     add("--report_to", choices=["tensorboard", "trackio", "wandb", "none"], default="tensorboard")
     add("--push_to_hub", action="store_true", help="publish the result when it is complete")
     add("--hub_model_id", help="account/name of the repository; by default the name of --output_dir")
@@ -57,6 +68,7 @@ def parse_args(parser: argparse.ArgumentParser, section: str, argv: list[str] | 
     parser.add_argument(
         "--config", help=f"a preset's name (a file of {PRESETS}/) or a YAML file; flags override what it says"
     )
+    argv = sys.argv[1:] if argv is None else argv
     path = parser.parse_known_args(argv)[0].config
     if path is not None:
         flags = {action.dest for action in parser._actions} - {"config", "help"}
@@ -64,12 +76,8 @@ def parse_args(parser: argparse.ArgumentParser, section: str, argv: list[str] | 
         unknown = sorted(set(values) - flags)
         if unknown:
             raise InputError(f"{path} names {', '.join(unknown)} under '{section}', which is no flag of this script")
-        # Strings make argparse apply each flag's own type to what the file says, as it does for the command line.
-        typed = {action.dest: action.type for action in parser._actions}
-        parser.set_defaults(
-            **{key: str(value) if typed[key] and value is not None and not isinstance(value, list) else value
-               for key, value in values.items()}
-        )  # fmt: skip
+        # As if the file's flags stood first on the command line: types and choices are checked, later ones win.
+        argv = [token for key, value in values.items() for token in _as_flag(key, value)] + argv
     args = parser.parse_args(argv)
     if args.push_to_hub and not args.allow_unevaluated:
         raise InputError(
@@ -77,6 +85,17 @@ def parse_args(parser: argparse.ArgumentParser, section: str, argv: list[str] | 
             "run evaluate.py and publish.py afterwards"
         )
     return args
+
+
+def _as_flag(key: str, value: object) -> list[str]:
+    """A key and its YAML value as the command line has them."""
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [f"--{key}" if value else f"--no-{key}"]
+    if isinstance(value, list):
+        return [f"--{key}", *map(str, value)]
+    return [f"--{key}={value}"]
 
 
 def _read_section(path: str, section: str) -> dict:
