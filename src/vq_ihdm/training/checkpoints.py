@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import nn
 
 from ..errors import InputError
 from ..files import replacing
@@ -29,7 +30,7 @@ class Checkpointer:
         parts: what else has a state, by name: networks, EMA, optimizers, schedulers. Networks are given
             unwrapped.
         args: the effective configuration, saved beside the state.
-        total_limit: keep only so many, the newest; None keeps all.
+        total_limit: keep only so many, the newest.
     """
 
     def __init__(
@@ -38,13 +39,25 @@ class Checkpointer:
         output_dir: str | Path,
         parts: dict[str, Stateful],
         args: dict[str, Any],
-        total_limit: int | None = None,
+        total_limit: int,
     ):
         self.accelerator, self.output_dir, self.parts = accelerator, Path(output_dir), parts
         self.args, self.total_limit = args, total_limit
 
     def save(self, step: int) -> Path:
-        """Write `checkpoint-<step>`, then drop what exceeds the limit. To be called by every process."""
+        """Write `checkpoint-<step>`, then drop what exceeds the limit. To be called by every process.
+
+        Raises:
+            InputError: a weight is NaN or infinite: such a state must not take the place of a good one.
+        """
+        for name, part in self.parts.items():
+            if isinstance(part, nn.Module):
+                for key, weight in part.state_dict().items():
+                    if not torch.isfinite(weight).all():
+                        raise InputError(
+                            f"{name}.{key} is not finite at step {step}; the last checkpoint is intact: resume from "
+                            "it with a lower --learning_rate, or without --mixed_precision"
+                        )
         folder = self.output_dir / f"checkpoint-{step}"
         random_states = gather_object([_random_state()])
         if self.accelerator.is_main_process:
@@ -59,32 +72,32 @@ class Checkpointer:
             with replacing(folder) as temporary:
                 temporary.mkdir()
                 save_state(state, temporary)
-            if self.total_limit is not None:
-                for old in list_checkpoints(self.output_dir)[: -self.total_limit]:
-                    shutil.rmtree(old)
+            for old in list_checkpoints(self.output_dir)[: -self.total_limit]:
+                shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
         return folder
 
-    def resume(self, where: str) -> int:
-        """Restore from `where`, a checkpoint folder or `latest`, and return its step; `latest` with none is 0.
+    def resume(self, where: str | None) -> int:
+        """Restore from `where`, a checkpoint folder or `latest`, and return its step; 0 for None or without any.
 
         Raises:
-            InputError: no such checkpoint, an incomplete one, one of another architecture, or one that was
-                written by another number of processes.
+            InputError: no such checkpoint, an incomplete one, one of another architecture, one that was written by
+                another number of processes, or the folder holds later ones, with which the run would be confused.
         """
+        found = list_checkpoints(self.output_dir)
         if where == "latest":
-            found = list_checkpoints(self.output_dir)
-            if not found:
-                return 0
-            folder = found[-1]
-        else:
-            folder = Path(where)
-            if not folder.is_dir():
-                raise InputError(f"there is no checkpoint {folder}; give one of {self.output_dir}/ or 'latest'")
-        state = load_state(folder)
+            where = found[-1] if found else None
+        state = load_state(Path(where)) if where is not None else {"step": 0}
+        if found and _step_of(found[-1]) > state["step"]:
+            raise InputError(
+                f"{found[-1]} is of an earlier run that went further; go on with it by --resume_from_checkpoint "
+                "latest, or choose another --output_dir"
+            )
+        if where is None:
+            return 0
         if len(state["random"]) != self.accelerator.num_processes:
             raise InputError(
-                f"{folder} was written by {len(state['random'])} processes, this run has "
+                f"{where} was written by {len(state['random'])} processes, this run has "
                 f"{self.accelerator.num_processes}; start it with as many"
             )
         for name, part in self.parts.items():
@@ -92,7 +105,7 @@ class Checkpointer:
                 part.load_state_dict(state["parts"][name])
             except (KeyError, RuntimeError, ValueError) as error:
                 reason = str(error).splitlines()[0]
-                raise InputError(f"{folder} does not fit this configuration ({name}: {reason})") from error
+                raise InputError(f"{where} does not fit this configuration ({name}: {reason})") from error
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         _set_random_state(state["random"][self.accelerator.process_index])
@@ -102,7 +115,11 @@ class Checkpointer:
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """The `checkpoint-<step>` folders of `output_dir`, oldest step first."""
     folders = [p for p in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
-    return sorted(folders, key=lambda p: int(p.name.split("-")[1]))
+    return sorted(folders, key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
 
 
 def _random_state() -> dict[str, torch.Tensor]:

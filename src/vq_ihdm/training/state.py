@@ -19,6 +19,7 @@ def save_state(state: dict[str, Any], folder: Path) -> None:
 
     def outline(node: Any, name: str) -> Any:
         if isinstance(node, torch.Tensor):
+            name = f"{name}#{len(tensors)}"  # unique, though keys hold dots: {"a.b": x, "a": {"b": y}}
             tensors[name] = node.detach().cpu().contiguous().clone()
             return {"tensor": name}
         if isinstance(node, dict):
