@@ -118,7 +118,8 @@ def main() -> None:
     # Spread over the split: its first images are the slices of a few subjects only.
     count = min(args.num_validation_images, len(held_out))
     spread = torch.linspace(0, len(held_out) - 1, count).long().tolist()
-    held_out_loader = DataLoader(Subset(held_out, spread), batch_size=8)
+    own_generator = torch.Generator()  # starting an iterator draws from it: not from the global random state
+    held_out_loader = DataLoader(Subset(held_out, spread), batch_size=8, generator=own_generator)
     about_data = data_facts(args.dataset_name, splits)
 
     # ---- networks and optimizers ------------------------------------------------------------------------------
@@ -155,6 +156,7 @@ def main() -> None:
     )
     stopwatch = Stopwatch()
     unwrapped_g, unwrapped_d = accelerator.unwrap_model(generator), accelerator.unwrap_model(discriminator)
+    ema.module.load_state_dict(unwrapped_g.state_dict())  # by now every process has the first one's weights
     codebook = unwrapped_g.vq_model.quantize.embedding
     last_layer = unwrapped_g.vq_model.decoder.conv_out
     last_input = {}
@@ -179,7 +181,7 @@ def main() -> None:
         vars(args),
         args.checkpoints_total_limit,
     )
-    step = checkpointer.resume(args.resume_from_checkpoint) if args.resume_from_checkpoint else 0
+    step = checkpointer.resume(args.resume_from_checkpoint)
     metrics_file = output_dir / "best" / "metrics.json"
     best = json.loads(metrics_file.read_text())["l1+lpips"] if step and metrics_file.is_file() else float("inf")
     interruption = Interruption()
@@ -200,7 +202,7 @@ def main() -> None:
             train_set,
             batch_sampler=order,
             num_workers=args.dataloader_num_workers,
-            generator=torch.Generator(),  # else starting an iterator would advance the global random state
+            generator=own_generator,
         )
     )
     images_per_step = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
