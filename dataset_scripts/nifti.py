@@ -27,11 +27,11 @@ from tqdm import tqdm
 from vq_ihdm.data.building import (
     Rejections,
     add_build_arguments,
-    add_privacy_arguments,
+    add_people_arguments,
     build_set,
     check_build_arguments,
 )
-from vq_ihdm.data.cards import ADNI, IXI, OWN, Source
+from vq_ihdm.data.cards import ADNI, IXI, OWN, Source, with_licence
 from vq_ihdm.data.covariates import CovariateTable, stratum
 from vq_ihdm.data.volumes import SliceSettings, prepare_volume
 from vq_ihdm.errors import InputError, run
@@ -80,7 +80,15 @@ def find_scans(folder: Path, preset: Preset, rejections: Rejections) -> list[Sca
     return sorted(scans, key=lambda scan: (scan.subject, scan.date))
 
 
-def slice_range(text: str) -> int:
+def groups(pattern: str) -> int:
+    """The number of groups of a regular expression; 0 if it is none."""
+    try:
+        return re.compile(pattern).groups
+    except re.error:
+        return 0
+
+
+def middle_slices(text: str) -> int:
     """`middle:40` -> 40."""
     return int(re.fullmatch(r"middle:([1-9]\d*)", text)[1])
 
@@ -94,7 +102,7 @@ def main() -> None:
     parser.add_argument("--all_scans", action="store_true", help="keep every scan of a subject, not the first alone")
     parser.add_argument("--voxel_size", type=float, default=1.0, help="in mm")
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--slices", type=slice_range, default="middle:40", help="middle:N of the volume")
+    choice.add_argument("--slices", type=middle_slices, default="middle:40", help="middle:N of the volume")
     choice.add_argument("--slices_mm", type=float, nargs=2, metavar=("LOW", "HIGH"), help="range of z in mm")
     parser.add_argument(
         "--z_zero",
@@ -106,17 +114,23 @@ def main() -> None:
     parser.add_argument("--percentiles", type=float, nargs=2, default=[0.5, 99.5], help="intensities made 0 and 1")
     parser.add_argument("--num_threads", type=int, default=1, help="volumes worked on at a time")
     add_build_arguments(parser)
-    add_privacy_arguments(parser)
+    add_people_arguments(parser)
     args = parser.parse_args()
     check_build_arguments(args)
     if not args.input_dir.is_dir():
         raise InputError(f"{args.input_dir} is no folder; pass the folder of the volumes with --input_dir.")
+    if min(args.voxel_size, args.slice_step_mm or args.voxel_size) <= 0:
+        raise InputError("--voxel_size and --slice_step_mm are lengths in mm; pass positive numbers.")
+    for name, pair in (("--percentiles", args.percentiles), ("--slices_mm", args.slices_mm or [0, 1])):
+        if pair[0] >= pair[1]:
+            raise InputError(f"{name} takes the lower number first.")
 
     preset = PRESETS[args.preset]
+    source = with_licence(preset.source, args.license)
     if args.subject_pattern:
-        if re.compile(args.subject_pattern).groups != 1:
-            raise InputError("--subject_pattern needs one group, in parentheses, around the subject's id.")
-        preset = Preset(preset.source, args.subject_pattern)
+        preset = Preset(source, args.subject_pattern)
+    if groups(preset.subject) != 1:
+        raise InputError("--subject_pattern needs one group, in parentheses, around the subject's id.")
     rejections = Rejections(args.strict)
     scans = find_scans(args.input_dir, preset, rejections)
 
@@ -176,7 +190,7 @@ def main() -> None:
 
     build_set(
         args,
-        source=preset.source,
+        source=source,
         strata={subject: stratum(found[0][1]) for subject, found in volumes.items()},
         rows_of=rows_of,
         covariates={**({"scan": Value("int32")} if args.all_scans else {}), **covariates},

@@ -12,23 +12,24 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from vq_ihdm.data.building import (
     Rejections,
     add_build_arguments,
-    add_privacy_arguments,
+    add_people_arguments,
     build_set,
     check_build_arguments,
     crop_or_pad,
     encode_png,
 )
-from vq_ihdm.data.cards import OASIS1, OWN
+from vq_ihdm.data.cards import OASIS1, OWN, with_licence
 from vq_ihdm.data.covariates import covariate_features, read_covariates, read_table, stratum
 from vq_ihdm.errors import InputError, run
 
 PRESETS = {"own": OWN, "oasis1": OASIS1}
-WHITE = {"L": 255, "I;16": 65535}
+WHITE = {"L": 255, "I;16": 65535, "I;16B": 65535, "I": 65535}  # I: how Pillow 10 opens a 16-bit PNG
+COLOUR = ("1", "P", "LA", "RGB", "RGBA")
 
 
 def main() -> None:
@@ -38,15 +39,18 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="own", help="whose terms go into the card")
     parser.add_argument("--spacing_mm", type=float, nargs=2, required=True, help="pixel size, vertical and horizontal")
     add_build_arguments(parser)
-    add_privacy_arguments(parser)
+    add_people_arguments(parser)
     args = parser.parse_args()
     check_build_arguments(args)
 
+    source = with_licence(PRESETS[args.preset], args.license)
     path = args.table or args.input_dir / "slices.csv"
     table = read_table(path)
     for column in ("file_name", "subject", "slice"):
-        if column not in table:
-            raise InputError(f"the table {path} has no column {column!r}; it needs file_name, subject and slice.")
+        if column not in table or table[column].isna().any():
+            raise InputError(f"the table {path} lacks {column!r}; every row needs a file_name, subject and slice.")
+    if not table["slice"].str.fullmatch(r"\d+").all():
+        raise InputError(f"the column 'slice' of {path} holds something else than whole numbers; correct it.")
     covariates = read_covariates(table)
     rejections = Rejections(args.strict)
 
@@ -55,8 +59,11 @@ def main() -> None:
     for name in table["file_name"]:
         try:
             with Image.open(args.input_dir / name) as image:
-                sizes[name] = image.size
-        except (OSError, UnidentifiedImageError):
+                if image.mode in WHITE or image.mode in COLOUR:
+                    sizes[name] = image.size
+                else:
+                    rejections(f"{name} has pixels of type {image.mode}; export it as a grey image of 8 or 16 bits.")
+        except OSError:
             rejections(f"{name} cannot be opened as an image; export it again or delete its row.")
     if not sizes:
         raise InputError(f"no image of {path} can be opened; check --input_dir.")
@@ -90,7 +97,7 @@ def main() -> None:
 
     build_set(
         args,
-        source=PRESETS[args.preset],
+        source=source,
         strata={subject: stratum(rows[0]) for subject, rows in subjects.items()},
         rows_of=rows_of,
         covariates=covariate_features(covariates),

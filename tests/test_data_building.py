@@ -153,6 +153,8 @@ def test_card_and_facts(slices: Path, tmp_path: Path):
     build(slices, tmp_path / "set")
     assert json.loads((tmp_path / "set" / "vq_ihdm.json").read_text())["redistribution"] is False
     assert "must not be redistributed" in DatasetCard.load(tmp_path / "set" / "README.md").text
+    build(slices, tmp_path / "set", "--license", "cc-by-4.0")
+    assert json.loads((tmp_path / "set" / "vq_ihdm.json").read_text())["redistribution"] is True
 
 
 def test_bad_images_are_named_and_the_rest_is_built(slices: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -161,8 +163,9 @@ def test_bad_images_are_named_and_the_rest_is_built(slices: Path, tmp_path: Path
     damaged.write_bytes(damaged.read_bytes()[:300])
     PILImage.new("L", (30, 40)).save(slices / "scan_of_02_0.png")
     (slices / "scan_of_03_0.png").unlink()
+    PILImage.new("F", (32, 40)).save(slices / "scan_of_04_0.png", format="TIFF")
     splits = build(slices, tmp_path / "set")
-    assert sum(map(len, splits.values())) == NUM_SUBJECTS * NUM_SLICES - 4
+    assert sum(map(len, splits.values())) == NUM_SUBJECTS * NUM_SLICES - 5
     out, err = capsys.readouterr()
     named = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("left out: ")]
     for name, remedy in {
@@ -170,9 +173,10 @@ def test_bad_images_are_named_and_the_rest_is_built(slices: Path, tmp_path: Path
         "scan_of_01_0.png": "export it again",
         "scan_of_02_0.png": "resample it",
         "scan_of_03_0.png": "delete its row",
+        "scan_of_04_0.png": "8 or 16 bits",
     }.items():
         assert len([line for line in named if name in line and remedy in line]) == 1
-    assert "4 inputs left out" in out
+    assert "5 inputs left out" in out
 
 
 @pytest.mark.parametrize("content", [b"this is no image", None])
@@ -219,10 +223,11 @@ def test_a_folder_that_is_no_set_is_not_replaced(slices: Path, tmp_path: Path):
     assert (slices / "slices.csv").exists()
 
 
-def test_table_without_a_needed_column(slices: Path, tmp_path: Path):
+@pytest.mark.parametrize(("old", "new"), [("subject", "who"), ("person-03", ""), (",1,", ",one,")])
+def test_incomplete_table(slices: Path, tmp_path: Path, old: str, new: str):
     table = slices / "slices.csv"
-    table.write_text(table.read_text().replace("subject", "who", 1))
-    with pytest.raises(SystemExit, match="'subject'"):
+    table.write_text(table.read_text().replace(old, new, 1))
+    with pytest.raises(SystemExit, match="'subject'|'slice'"):
         build(slices, tmp_path / "set")
 
 

@@ -112,6 +112,7 @@ def damaged_volumes(folder: Path) -> dict[str, str]:
     (folder / "corrupt.nii.gz").write_bytes(whole[:400] + bytes(100) + whole[500:])
     (folder / "short.nii").write_bytes(plain[: len(plain) // 2])
     (folder / "magic.nii").write_bytes(plain[:344] + b"oops" + plain[348:])
+    (folder / "header.nii").write_bytes(plain[:42] + b"\xff\xff" + plain[44:])  # a negative dimension
     (folder / "nogzip.nii.gz").write_bytes(b"not a gzip file" * 50)
     (folder / "nothing.nii.gz").write_bytes(b"")
     data = np.asarray(volume().dataobj)
@@ -126,6 +127,7 @@ def damaged_volumes(folder: Path) -> dict[str, str]:
     header = nib.Nifti1Header()
     header.set_sform(np.diag([2.0, 2, 0, 1]), code=1)
     save(nib.Nifti1Image(data, None, header), folder / "singular.nii.gz")
+    save(nib.Nifti1Image(data, 1000 * AFFINE), folder / "metres.nii.gz")
     save(nib.Nifti1Image(data[:, :, :2], AFFINE), folder / "thin.nii.gz")
     for name, end in (("blank", 6), ("half", 12)):  # the middle slices are 10 to 13
         below = data.copy()
@@ -136,6 +138,7 @@ def damaged_volumes(folder: Path) -> dict[str, str]:
         "corrupt.nii.gz": "download or convert",
         "short.nii": "download or convert",
         "magic.nii": "download or convert",
+        "header.nii": "download or convert",
         "nogzip.nii.gz": "download or convert",
         "nothing.nii.gz": "download or convert",
         "series.nii.gz": "extract one 3-D volume",
@@ -144,6 +147,7 @@ def damaged_volumes(folder: Path) -> dict[str, str]:
         "nan.nii.gz": "set them to zero",
         "constant.nii.gz": "is empty",
         "singular.nii.gz": "repair the header",
+        "metres.nii.gz": "repair the voxel size",
         "thin.nii.gz": "--slices",
         "blank.nii.gz": "--slices_mm",
         "half.nii.gz": "--slices_mm",
@@ -303,8 +307,24 @@ def test_own_names(tmp_path: Path):
     assert sum(len(set(splits[name]["subject"])) for name in splits) == 12
     splits = build(tmp_path / "scans", tmp_path / "set", "--subject_pattern", r"(patient\d+)_", "--all_scans")
     assert sum(len(set(splits[name]["subject"])) for name in splits) == 6
-    with pytest.raises(SystemExit, match="one group"):
-        build(tmp_path / "scans", tmp_path / "set", "--subject_pattern", r"patient\d+")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--subject_pattern", r"patient\d+"], "one group"),
+        (["--subject_pattern", "(patient"], "one group"),
+        (["--voxel_size", 0], "--voxel_size"),
+        (["--percentiles", 50, 20], "--percentiles"),
+        (["--license", "mit", "--preset", "ixi"], "--license"),
+        (["--image_size", 40], "downsampling factor"),
+        (["--table", "nowhere.tsv"], "nowhere.tsv"),
+    ],
+)
+def test_impossible_requests(bids: Path, tmp_path: Path, options: list, message: str):
+    with pytest.raises(SystemExit, match=message):
+        build(bids, tmp_path / "set", *options)
+    assert not (tmp_path / "set").exists()
 
 
 def test_folder_without_volumes(tmp_path: Path):

@@ -2,6 +2,10 @@
 
 A built set is a folder that `load_dataset(folder)` reads: `data/{train,validation,test}-*.parquet`, `README.md` (the
 card) and `vq_ihdm.json` (what a program must know: voxel size, licence, whether the images may be passed on).
+
+Subjects appear under a keyed hash of their ids. The key, the salt, is a file beside the set, never in it: without it
+nobody can try out known ids, and with it the same build gives the same bytes again. The split depends on the ids, the
+labels and the seed, not on the salt.
 """
 
 import argparse
@@ -45,9 +49,10 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--strict", action="store_true", help="stop at the first input that cannot be used")
 
 
-def add_privacy_arguments(parser: argparse.ArgumentParser) -> None:
+def add_people_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of builders whose subjects are people."""
     group = parser.add_argument_group("subjects")
+    group.add_argument("--license", help="Hub id of the licence, if others may have your own scans (e.g. cc-by-4.0)")
     group.add_argument(
         "--salt_file",
         type=Path,
@@ -174,7 +179,7 @@ def build_set(
     """Write the set to `args.output_dir`, whole or not at all; memory holds one subject at a time.
 
     Args:
-        args: parsed `add_build_arguments` (and, for people, `add_privacy_arguments`), checked.
+        args: parsed `add_build_arguments` (and, for people, `add_people_arguments`), checked.
         source: what the data are and under which terms.
         strata: every subject's id and the label its split is balanced by.
         rows_of: rows of one subject: `image` (PNG bytes), `slice` (int) and the covariates.

@@ -1,13 +1,15 @@
 """The card of a built set, and the terms of the collections the builders know."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datasets import DatasetInfo, Features
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard, DatasetCardData
+
+from vq_ihdm.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,25 @@ TEMPLATE = Source(
     "white-matter maps of nilearn), deformed and recoloured at random. There are no patients in this set: it serves "
     "demonstrations and tests, and no measurement on it says anything about people.",
     licence="other",
-    terms="Derived from the ICBM 152 non-linear template (2009), copyright McGill University: use, copying and "
-    "distribution are permitted for any purpose without fee as long as the copyright notice is kept, without warranty.",
+    terms="Derived from the ICBM 152 template. Copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre, "
+    "Montreal Neurological Institute, McGill University. Permission to use, copy, modify, and distribute is granted "
+    "for any purpose and without fee, provided that this copyright notice appears in all copies; there is no warranty.",
     redistribution=True,
     people=False,
 )
+
+
+def with_licence(source: Source, licence: str | None) -> Source:
+    """Own scans that their owner lets others have under `licence`.
+
+    Raises:
+        InputError: a licence for a collection that has its own.
+    """
+    if licence is None:
+        return source
+    if source is not OWN:
+        raise InputError(f"{source.name} comes with its own terms; leave --license out.")
+    return replace(OWN, licence=licence, terms=f"Published by the builder under {licence}.", redistribution=True)
 
 
 def write_card(folder: Path, source: Source, features: Features, facts: Mapping[str, Any], settings: dict) -> None:

@@ -22,6 +22,8 @@ from vq_ihdm.errors import InputError
 from vq_ihdm.files import replacing
 
 FOREGROUND = 0.1  # of the intensity window: above the noise of air, below tissue
+MAX_EXTENT_MM = 1000.0  # more is a wrong header
+NIFTI_ERRORS = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError)
 SURVEY_MM = 2.0  # fine enough to find the head
 
 
@@ -46,18 +48,18 @@ def read_volume(path: Path) -> nib.Nifti1Image:
     """A 3-D volume in float32 with a valid affine.
 
     Raises:
-        InputError: the file is damaged or is no finite, non-constant 3-D volume that has a place in space.
+        InputError: the file is damaged or is no finite, non-constant 3-D volume of a head's extent.
     """
     try:
         image = nib.squeeze_image(nib.load(path))
         if image.get_data_dtype().kind not in "iuf":
-            raise InputError(
-                f"{path} holds {image.get_data_dtype()} where grey values are needed; convert it to float."
-            )
+            raise InputError(f"{path} holds {image.get_data_dtype()}, not grey values; convert it to float.")
         if image.ndim != 3:
             raise InputError(f"{path} has the shape {image.shape}; extract one 3-D volume from it.")
         data = np.asarray(image.dataobj, dtype=np.float32)
-    except (OSError, EOFError, zlib.error, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError):
+    except InputError:
+        raise
+    except (OSError, EOFError, zlib.error, ValueError, ArithmeticError, MemoryError, *NIFTI_ERRORS):
         raise InputError(f"{path} is truncated or no NIfTI file; download or convert it again.") from None
     if not np.isfinite(data).all():
         raise InputError(f"{path} holds NaN or infinite values; convert it again or set them to zero.")
@@ -66,6 +68,9 @@ def read_volume(path: Path) -> nib.Nifti1Image:
     affine = image.affine
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
         raise InputError(f"{path} has a singular affine; repair the header's sform or qform, or convert it again.")
+    extent = max(nib.affines.voxel_sizes(affine) * data.shape)
+    if extent > MAX_EXTENT_MM:
+        raise InputError(f"{path} spans {extent:.0f} mm; repair the voxel size in its header, or convert it again.")
     return nib.Nifti1Image(data, affine)
 
 
