@@ -174,7 +174,9 @@ def describe_data(data: dict[str, Any], source) -> str:
     code = "The code in this repository is under Apache-2.0; the weights are passed on under the terms of the data."
     if not data["redistribution"]:
         code += " **The images of the data set must not be redistributed, and none is part of this repository.**"
-    return "\n".join([f"{text} {used}", "", *lines, "", source.terms, "", code])
+    own_licence = f"Published by its owner under {data['licence']}."  # given to the builder, see `with_licence`
+    terms = source.terms if data["licence"] == source.licence else own_licence
+    return "\n".join([f"{text} {used}", "", *lines, "", terms, "", code])
 
 
 def describe_training(record: dict[str, Any], folder: Path) -> str:

@@ -1,0 +1,155 @@
+"""The model card says what is known, where it came from, and nothing about a machine or a person."""
+
+import argparse
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import run_script, tiny_vq_ihdm
+from hub_fixtures import DATA, STAGE, evaluate, record
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+from vq_ihdm.data.images import load_slices
+from vq_ihdm.errors import InputError
+from vq_ihdm.hub.audit import MARGIN, audit_failures
+from vq_ihdm.hub.card import model_card, write_card
+from vq_ihdm.hub.describe import describe
+from vq_ihdm.hub.record import METHODS, read_record, stage_record
+
+
+@pytest.fixture
+def model(pipeline_folder: Path, tmp_path: Path) -> Path:
+    return record(Path(shutil.copytree(pipeline_folder, tmp_path / "model")))
+
+
+def section(card: ModelCard, title: str) -> str:
+    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", card.text, re.DOTALL | re.MULTILINE)[1]
+
+
+def test_the_card_states_the_records_facts(model: Path):
+    card = model_card(model)
+    training, data = section(card, "Training"), section(card, "Data and terms")
+    for fact in ("1,000", "32,000", "1 h 30 min", "a CPU", "3.21", "`learning_rate` 0.001"):
+        assert fact in training
+    assert "| train | 20 | 80 |" in data and "OASIS-1" in data
+    assert card.data.license == "odbl" and card.data.library_name == "diffusers"
+    assert "Not for diagnosis" in section(card, "Use")
+
+
+def test_what_is_not_known_is_said_not_invented(model: Path):
+    card = model_card(model)
+    assert "Not evaluated yet" in section(card, "Evaluation") and "Not done yet" in section(card, "Memorisation audit")
+    assert card.data.eval_results is None
+    assert "More Information Needed" not in card.content and "None" not in card.content
+
+
+def test_figures_reach_table_and_metadata_with_n_floor_and_interval(model: Path):
+    write_card(evaluate(model), "someone/brains")
+    card = ModelCard.load(model / "README.md")
+    (row,) = re.findall(r"^\| KID .*$", card.text, re.MULTILINE)
+    assert "0.0512 [0.048, 0.055]" in row and "0.0012" in row and "| 500 |" in row
+    assert "unavailable: no 1008-way head" in card.text
+    name, results = model_index_to_eval_results(card.data.to_dict()["model-index"])
+    assert name == "brains"
+    assert {result.metric_type: result.metric_value for result in results} == {"kid": 0.0512, "nearest_ratio": 1.0}
+    assert all(result.task_type == "unconditional-image-generation" for result in results)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.9, 0.97, 1.0, 1.2])
+def test_the_audit_fails_where_the_whole_interval_lies_below_the_floor(model: Path, ratio: float):
+    evaluate(model, ratio)
+    failed = ratio + 0.02 < 1 - MARGIN
+    assert bool(audit_failures(json.loads((model / "evaluation" / "report.json").read_text()))) == failed
+    assert ("**Failed.**" if failed else "**Passed**") in section(model_card(model), "Memorisation audit")
+
+
+def test_a_licence_that_forbids_redistribution_is_stated(model: Path):
+    card = model_card(record(model, source="ADNI", licence="other", redistribution=False))
+    assert "must not be redistributed" in section(card, "Data and terms")
+    assert "ADNI data use agreement" in section(card, "Data and terms")
+
+
+def test_own_scans_under_a_licence_do_not_count_as_confidential(model: Path):
+    card = model_card(record(model, source="own scans", licence="cc-by-4.0", redistribution=True))
+    assert "under cc-by-4.0" in section(card, "Data and terms") and "confidential" not in card.text
+
+
+def test_the_authors_notes_are_quoted(model: Path):
+    (model / "notes.md").write_text("Training was cut short.\n")
+    assert section(model_card(model), "Notes").strip() == "Training was cut short."
+
+
+def test_the_examples_run(model: Path):
+    first, second = re.findall(r"```python\n(.*?)```", model_card(model, str(model)).text, re.DOTALL)
+    names: dict = {}
+    exec(first, names)
+    assert len(names["images"]) == 8 and names["images"][0].mode == "L"
+    exec(second, names)
+    assert type(names["pipe"]).__name__ == "VQIHDMPipeline"
+
+
+def test_no_path_and_no_name_enters_the_record():
+    secrets = {
+        "dataset_name": "/home/jane/adni",
+        "output_dir": "runs/jane",
+        "hub_model_id": "jane/x",
+        "new_flag": "jane",
+    }
+    args = argparse.Namespace(
+        **secrets, **dict.fromkeys(METHODS, "method"), seed=1, train_batch_size=4, gradient_accumulation_steps=2
+    )
+    stage = stage_record(args, {"loss": 1.5, "step": 10, "seconds": 3.0})
+    assert "jane" not in json.dumps(stage)
+    assert stage["settings"] == dict.fromkeys(METHODS, "method") | {
+        "seed": 1, "train_batch_size": 4, "gradient_accumulation_steps": 2,
+    }  # fmt: skip
+    assert stage["images_seen"] == 80 and stage["held_out"] == {"loss": 1.5}
+
+
+def test_a_model_of_unknown_origin_gets_no_card(pipeline_folder: Path):
+    with pytest.raises(InputError, match=r"training\.json"):
+        model_card(pipeline_folder)
+
+
+@pytest.mark.parametrize("redistribution", [True, False])
+def test_pictures_of_scans_are_left_out_where_they_must_not_be_passed_on(
+    pipeline_folder: Path, template_set: Path, tmp_path: Path, redistribution: bool
+):
+    data, model = (Path(shutil.copytree(f, tmp_path / f.name)) for f in (template_set, pipeline_folder))
+    facts = json.loads((data / "vq_ihdm.json").read_text()) | {"redistribution": redistribution}
+    (data / "vq_ihdm.json").write_text(json.dumps(facts))
+    args = argparse.Namespace(
+        dataset_name=str(data), vqvae=str(model), seed=0, train_batch_size=4, gradient_accumulation_steps=1
+    )
+    describe(model, tiny_vq_ihdm(), args, {"step": 1, "seconds": 1.0}, load_slices(str(data)))
+    assert (model / "samples.png").is_file()
+    assert (model / "reconstructions.png").is_file() == redistribution
+    found = read_record(model)["data"]
+    assert found["splits"]["train"] == {"slices": 32, "subjects": 8} and found["source"] == "MNI152 template"
+    assert str(tmp_path) not in (model / "README.md").read_text() + (model / "training.json").read_text()
+
+
+def test_the_record_of_the_tokenizer_comes_along(pipeline_folder: Path, template_set: Path, tmp_path: Path):
+    vqvae = tmp_path / "vqvae"
+    tiny_vq_ihdm().vqvae.save_pretrained(vqvae)
+    record(vqvae)
+    write_card(vqvae)
+    assert "VQModel.from_pretrained" in (vqvae / "README.md").read_text()
+    model = Path(shutil.copytree(pipeline_folder, tmp_path / "model"))
+    args = argparse.Namespace(
+        dataset_name=None, vqvae=str(vqvae), seed=0, train_batch_size=4, gradient_accumulation_steps=1
+    )
+    describe(model, tiny_vq_ihdm(), args, {"step": 1, "seconds": 1.0}, load_slices(str(template_set)))
+    first, second = read_record(model)["stages"]
+    assert first == STAGE and second["step"] == 1
+    assert read_record(model)["data"]["redistribution"] is False  # a plain folder of images counts as confidential
+
+
+def test_the_command_writes_the_card_again(model: Path, capsys: pytest.CaptureFixture):
+    evaluate(model)
+    run_script("src/vq_ihdm/__main__.py", "card", model)
+    assert "KID" in (model / "README.md").read_text()
+    assert DATA["source"] in (model / "README.md").read_text()
