@@ -220,11 +220,8 @@ def main() -> None:
 
     def export(folder: Path, metrics: dict[str, float]) -> None:
         """Write the averaged VQModel and what is known about it."""
-        averaged = ema.module.vq_model
-        if args.l2_normalized_codes:
-            normalize_codebook(averaged.quantize.embedding)  # an average of unit vectors is shorter than one
         with replacing(folder) as temporary:
-            averaged.save_pretrained(temporary)
+            ema.module.vq_model.save_pretrained(temporary)
             record = metrics | {
                 "step": step,
                 "images_seen": step * images_per_step,
@@ -289,6 +286,8 @@ def main() -> None:
         if args.l2_normalized_codes:
             normalize_codebook(codebook)
         ema.update(unwrapped_g)
+        if args.l2_normalized_codes:
+            normalize_codebook(ema.module.vq_model.quantize.embedding)  # an average of unit vectors is shorter than one
         step += 1
         if args.dead_code_steps and step % args.dead_code_steps == 0:
             losses["restarted_codes"] = restart_dead_codes(
