@@ -19,12 +19,55 @@ sys.path.insert(0, str(ROOT))  # the scripts are modules at the top of the repos
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from accelerate.state import AcceleratorState, GradientState  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+from torchvision.models import alexnet  # noqa: E402
 
 from vq_ihdm import HeatDissipationScheduler, VQIHDMDenoiser, VQIHDMDenoiserConfig, VQIHDMPipeline  # noqa: E402
 from vq_ihdm.fit_prior import fit_prior  # noqa: E402
 from vq_ihdm.vqgan.model import create_vq_model  # noqa: E402
 
 NUM_CODES, CODE_DIM, HEIGHT, WIDTH = 32, 4, 8, 8  # of the tiny VQModel at 32x32
+
+# Everything that has a state takes part within a few steps; five steps of the VQGAN are an epoch of 32 slices.
+TINY_PRESET = """
+vqgan:
+  block_out_channels: [8, 8, 8]
+  layers_per_block: 1
+  latent_channels: 4
+  vq_embed_dim: 4
+  num_vq_embeddings: 32
+  norm_num_groups: 4
+  l2_normalized_codes: true
+  dead_code_steps: 3
+  perceptual: alex
+  perceptual_crop_size: 31
+  disc_channels: 8
+  disc_start: 2
+  disc_warmup_steps: 2
+  train_batch_size: 3
+  gradient_accumulation_steps: 2
+  learning_rate: 1e-3
+  lr_warmup_steps: 2
+  max_train_steps: 8
+  checkpointing_steps: 4
+  validation_steps: 4
+ihdm:
+  hidden_size: 16
+  num_hidden_layers: 1
+  num_attention_heads: 2
+  dropout: 0.1
+  num_train_timesteps: 20
+  sigma_max: 2.0
+  delta: 0.1
+  prior_rank: 8
+  train_batch_size: 3
+  gradient_accumulation_steps: 2
+  learning_rate: 1e-3
+  lr_warmup_steps: 2
+  max_train_steps: 8
+  checkpointing_steps: 4
+  validation_steps: 4
+"""
 
 
 def run_script(script: str, *arguments: object) -> None:
@@ -106,4 +149,43 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved tiny pipeline; not to be written to."""
     folder = tmp_path_factory.mktemp("pipelines") / "tiny"
     tiny_vq_ihdm().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file for --config that trains each stage for eight steps."""
+    file = tmp_path_factory.mktemp("configs") / "tiny.yaml"
+    file.write_text(TINY_PRESET)
+    return file
+
+
+@pytest.fixture(scope="session")
+def trunk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file for --perceptual_weights: AlexNet's convolutions with random weights."""
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("weights") / "alexnet.safetensors"
+    save_file({f"features.{name}": weight for name, weight in alexnet().features.state_dict().items()}, file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def vqgan_run(tmp_path_factory: pytest.TempPathFactory, tiny_preset: Path, template_set: Path, trunk: Path) -> Path:
+    """What train_vqgan.py leaves of the tiny preset; not to be written to."""
+    folder = tmp_path_factory.mktemp("runs") / "vqgan"
+    run_script(
+        "train_vqgan.py", "--config", tiny_preset, "--dataset_name", template_set, "--perceptual_weights", trunk,
+        "--output_dir", folder,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ihdm_run(tmp_path_factory: pytest.TempPathFactory, tiny_preset: Path, template_set: Path, vqgan_run: Path) -> Path:
+    """What train_ihdm.py leaves of the tiny preset, a pipeline among it; not to be written to."""
+    folder = tmp_path_factory.mktemp("runs") / "ihdm"
+    run_script(
+        "train_ihdm.py", "--config", tiny_preset, "--dataset_name", template_set, "--vqvae", vqgan_run / "best",
+        "--output_dir", folder,
+    )  # fmt: skip
     return folder

@@ -269,16 +269,7 @@ def test_a_loaded_model_is_the_saved_one_in_eval_mode(tmp_path):
 # ---- perceptual loss ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def trunk(tmp_path_factory):
-    """A file with the names and shapes of torchvision's AlexNet and random weights."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "alexnet.safetensors"
-    save_file({k: v for k, v in alexnet(weights=None).state_dict().items() if k.startswith("features")}, path)
-    return path
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def perceptual(trunk):
     return PerceptualLoss("alex", str(trunk))
 
