@@ -29,7 +29,6 @@ from tqdm.auto import tqdm
 from ..errors import InputError
 from ..files import replacing
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vq_ihdm" / "features"
 CHUNK = 256  # images of one cache file
 BATCH = 16  # a constant: figures cannot depend on a batch size that nobody can choose
 
@@ -49,13 +48,14 @@ class FeatureNetwork:
 
     Args:
         extractor: returns the pooled features first and, when it has a second output, the logits.
-        cache: folder of the cached features; they are named after the weights and the images' content.
+        cache: folder of the cached features, which are named after the weights and the images' content; by default
+            in the user's cache folder. It may be deleted at any time.
     """
 
-    def __init__(self, extractor: FeatureExtractorBase, device: str = "cpu", cache: Path = CACHE):
+    def __init__(self, extractor: FeatureExtractorBase, device: str = "cpu", cache: Path | None = None):
         self.extractor = extractor.to(device).eval().requires_grad_(False)
         self.device = device
-        self.cache = cache
+        self.cache = cache or _user_cache() / "vq_ihdm" / "features"
         self.name = extractor.get_name()
         weights = hashlib.sha256(repr((self.name, extractor.get_requested_features_list())).encode())
         for tensor in extractor.state_dict().values():
@@ -85,6 +85,10 @@ class FeatureNetwork:
             name: torch.cat(column).float().cpu()
             for name, column in zip(("pooled", "logits"), zip(*outputs, strict=True), strict=False)
         }
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
 
 
 def content_key(images: np.ndarray) -> str:

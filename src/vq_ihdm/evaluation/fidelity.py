@@ -71,45 +71,49 @@ def fidelity(
     subset_size = min(1000, len(x) // 2, len(y) // 2)
     kid = kid_features_to_metric(x, y, kid_subset_size=subset_size, verbose=False)
     neighbours = prc_features_to_metric(x, y, verbose=False)
-    fid = fid_statistics_to_metric(fid_features_to_statistics(x), fid_features_to_statistics(y), verbose=False)[
-        KEY_METRIC_FID
-    ]
+    statistics = fid_features_to_statistics(x), fid_features_to_statistics(y)
+    fid = fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
 
     resampled = {name: [] for name in RANGES}
-    halves = []
     for _ in tqdm(range(RESAMPLES), "intervals of fidelity", leave=False):
         i = half_sample(groups, rng)
         j = i if paired else half_sample(real_groups, rng)
-        half, half_fid = grams.take(i, j), frechet_distance(grams.take(i, j))
+        half = grams.take(i, j)
+        half_fid = frechet_distance(half)
         quarters = []
         for _ in range(QUARTERS):
             k = half_sample(groups[i], rng)
             quarters.append(frechet_distance(half.take(k, k if paired else half_sample(real_groups[j], rng))))
-        halves.append(half_fid)
         resampled["fid"].append(half_fid)
         resampled["fid_infinity"].append(extrapolate(half_fid, quarters))
         resampled["kid"].append(kernel_distance(half))
         for name, value in neighbourhoods(half).items():
             resampled[name].append(value)
         if generated.logits is not None:
-            resampled["isc"].append(isc_features_to_metric(generated.logits[i])[KEY_METRIC_ISC_MEAN])
+            resampled["isc"].append(inception_score(generated.logits[i]))
 
+    density_and_coverage = neighbourhoods(grams)
     values = {
         "fid": fid,
-        "fid_infinity": extrapolate(fid, halves),
+        "fid_infinity": extrapolate(fid, resampled["fid"]),
         "kid": kid[KEY_METRIC_KID_MEAN],
         "precision": neighbours[KEY_METRIC_PRECISION],
         "recall": neighbours[KEY_METRIC_RECALL],
-        "density": neighbourhoods(grams)["density"],
-        "coverage": neighbourhoods(grams)["coverage"],
+        "density": density_and_coverage["density"],
+        "coverage": density_and_coverage["coverage"],
     }
     details = {"kid": {"subset_sd": kid[KEY_METRIC_KID_STD], "subset_size": subset_size}}
     if generated.logits is not None:
-        values["isc"] = isc_features_to_metric(generated.logits)[KEY_METRIC_ISC_MEAN]
+        values["isc"] = inception_score(generated.logits)
     return {
         name: Estimate(value, interval_95(value, resampled[name], *RANGES[name]), len(x), details.get(name, {}))
         for name, value in values.items()
     }
+
+
+def inception_score(logits: torch.Tensor) -> float:
+    """Inception Score (Salimans et al., 2016), the mean over ten splits of (N, 1008) logits."""
+    return isc_features_to_metric(logits, splits=min(10, len(logits)))[KEY_METRIC_ISC_MEAN]
 
 
 def frechet_distance(grams: Grams) -> float:
@@ -118,13 +122,14 @@ def frechet_distance(grams: Grams) -> float:
     With centred features A (n, D) and B (m, D) scaled to covariances A'A and B'B, the trace of (A'A B'B)^(1/2) is the
     sum of the singular values of A B' (n, m), which is the centred cross Gram matrix.
     """
-    (n, m), scale = grams.xy.shape, grams.dimension
+    n, m = grams.xy.shape
+    dof_x, dof_y = max(n - 1, 1), max(m - 1, 1)  # the covariance of a single image is 0
     mean_xx, mean_xy, mean_yy = grams.xx.mean(), grams.xy.mean(), grams.yy.mean()
-    trace_x = (np.trace(grams.xx) - n * mean_xx) / (n - 1)
-    trace_y = (np.trace(grams.yy) - m * mean_yy) / (m - 1)
+    trace_x = (np.trace(grams.xx) - n * mean_xx) / dof_x
+    trace_y = (np.trace(grams.yy) - m * mean_yy) / dof_y
     cross = grams.xy - grams.xy.mean(axis=0) - grams.xy.mean(axis=1, keepdims=True) + mean_xy
-    overlap = np.linalg.norm(cross, "nuc") / np.sqrt((n - 1) * (m - 1))
-    return float(scale * (mean_xx + mean_yy - 2 * mean_xy + trace_x + trace_y - 2 * overlap))
+    overlap = np.linalg.norm(cross, "nuc") / np.sqrt(dof_x * dof_y)
+    return float(grams.dimension * (mean_xx + mean_yy - 2 * mean_xy + trace_x + trace_y - 2 * overlap))
 
 
 def extrapolate(fid: float, fids_at_half_size: list[float]) -> float:
@@ -138,7 +143,7 @@ def extrapolate(fid: float, fids_at_half_size: list[float]) -> float:
 
 def kernel_distance(grams: Grams) -> float:
     """Unbiased squared MMD with the kernel (x'y / D + 1)^3 (Binkowski et al., 2018), over all pairs."""
-    (n, m) = grams.xy.shape
+    n, m = grams.xy.shape
     kxx, kxy, kyy = ((gram + 1) ** 3 for gram in grams[:3])
     within = (kxx.sum() - np.trace(kxx)) / (n * (n - 1)) + (kyy.sum() - np.trace(kyy)) / (m * (m - 1))
     return float(within - 2 * kxy.mean())
@@ -153,12 +158,15 @@ def neighbourhoods(grams: Grams) -> dict[str, float]:
     xx = norms_x[:, None] + norms_x - 2 * grams.xx
     xy = norms_x[:, None] + norms_y - 2 * grams.xy
     yy = norms_y[:, None] + norms_y - 2 * grams.yy
-    radii_x = np.partition(xx, 3, axis=1)[:, 3:4]
-    radii_y = np.partition(yy, (3, 5), axis=1)
-    in_wider_ball = xy <= radii_y[:, 5]
+
+    def radius(distances: np.ndarray, k: int) -> np.ndarray:
+        k = min(k, len(distances) - 1)
+        return np.partition(distances, k, axis=1)[:, k]
+
+    in_wider_ball = xy <= radius(yy, 5)
     return {
-        "precision": float((xy <= radii_y[:, 3]).any(axis=1).mean()),
-        "recall": float((xy <= radii_x).any(axis=0).mean()),
+        "precision": float((xy <= radius(yy, 3)).any(axis=1).mean()),
+        "recall": float((xy <= radius(xx, 3)[:, None]).any(axis=0).mean()),
         "density": float(in_wider_ball.sum(axis=1).mean() / 5),
         "coverage": float(in_wider_ball.any(axis=0).mean()),
     }

@@ -94,60 +94,67 @@ class Space:
 
 
 def memorisation_figures(space: Space, to_training: Nearest, to_held_out: Nearest) -> list[Figure]:
-    """Ratio and copy rate of generated images; the floor has held-out images in their place."""
+    """The audit of generated images; the floor has held-out images in their place."""
     each, people = np.arange(len(to_training.distance)), space.held_out_subjects
     real_to_training, real_to_held_out = space.real
     real_distances = real_to_training.distance
-    return [
-        Figure(
-            "nearest_ratio",
-            space.name,
-            ratio_estimate(to_training, to_held_out, each),
-            floor=ratio_estimate(real_to_training, real_to_held_out, people),
-        ),
-        Figure(
-            "copy_rate",
-            space.name,
-            copy_rate(to_training.distance, each, real_distances, people),
-            floor=copy_rate(real_distances, people, real_distances, people),
-        ),
-    ]
+    estimates = favour(to_training, to_held_out, each)
+    estimates["copy_rate"] = copy_rate(to_training.distance, each, real_distances, people)
+    floors = favour(real_to_training, real_to_held_out, people)
+    floors["copy_rate"] = copy_rate(real_distances, people, real_distances, people)
+    return [Figure(name, space.name, estimate, floor=floors[name]) for name, estimate in estimates.items()]
 
 
-def ratio_estimate(to_training: Nearest, to_held_out: Nearest, groups: np.ndarray) -> Estimate:
-    """`distance_ratio` with an interval over images (by `groups`), training subjects and held-out subjects."""
+def favour(to_training: Nearest, to_held_out: Nearest, groups: np.ndarray) -> dict[str, Estimate]:
+    """Whether Q images stand nearer to training subjects than to held-out ones.
+
+    Args:
+        groups: (Q,) int for the interval, which is over images, training subjects and held-out subjects.
+
+    Returns:
+        `nearest_ratio` (see `distance_ratio`) and `training_share`, the share of images to which a training subject is
+        the nearest of all. If the two sides cannot be told apart, the ratio is 1 and the share S / (S + T).
+    """
     rng = np.random.default_rng(0)
     training, held_out = to_training.by_subject, to_held_out.by_subject
     columns = [np.arange(distances.shape[1]) for distances in (training, held_out)]
-    value = distance_ratio(training, held_out, rng)
     resampled = []
     for _ in range(RESAMPLES):
         rows, a, b = (half_sample(labels, rng) for labels in (groups, *columns))
-        resampled.append(distance_ratio(training[np.ix_(rows, a)], held_out[np.ix_(rows, b)], rng))
-    details = {
+        half = training[np.ix_(rows, a)], held_out[np.ix_(rows, b)]
+        resampled.append((distance_ratio(*half, rng), training_share(*half)))
+    ratios, shares = zip(*resampled, strict=True)
+    ratio, share = distance_ratio(training, held_out, rng), training_share(training, held_out)
+    medians = {
         "median_to_training": float(np.median(to_training.distance)),
         "median_to_held_out": float(np.median(to_held_out.distance)),
     }
-    return Estimate(value, interval_95(value, resampled, 0), len(groups), details)
+    return {
+        "nearest_ratio": Estimate(ratio, interval_95(ratio, ratios, 0), len(groups), medians),
+        "training_share": Estimate(share, interval_95(share, shares, 0, 1), len(groups)),
+    }
 
 
 def distance_ratio(to_training: np.ndarray, to_held_out: np.ndarray, rng: np.random.Generator) -> float:
-    """Median distance to the nearest of n training subjects over that to the nearest of n held-out subjects.
+    """Mean distance to the nearest of n training subjects over that to the nearest of n held-out subjects.
 
-    The larger set would hold the nearer neighbour, so the mean over random choices of equally many subjects is taken.
+    The larger set would hold the nearer neighbour, so random choices of equally many subjects are averaged. Of S
+    training subjects n take part at a time: copies of single subjects lower the ratio to 1 - n / S, not to 0 (and would
+    not lower a ratio of medians at all).
 
     Args:
         to_training: (Q, S) and to_held_out: (Q, T), distance by subject; inf marks an image's own subject.
     """
     n = min(to_training.shape[1], to_held_out.shape[1])
-    ratios = []
-    for _ in range(DRAWS):
-        medians = []
-        for distances in (to_training, to_held_out):
-            columns = rng.permutation(distances.shape[1])[:n]
-            medians.append(np.median(distances[:, columns].min(axis=1)))
-        ratios.append(medians[0] / max(medians[1], 1e-9))  # 0 if the held-out images themselves are evaluated
-    return float(np.mean(ratios))
+    means = []
+    for distances in (to_training, to_held_out):
+        draws = [rng.permutation(distances.shape[1])[:n] for _ in range(DRAWS)]
+        means.append(np.mean([distances[:, columns].min(axis=1).mean() for columns in draws]))
+    return float(means[0] / max(means[1], 1e-9))  # 0 if the held-out images themselves are evaluated
+
+
+def training_share(to_training: np.ndarray, to_held_out: np.ndarray) -> float:
+    return float((to_training.min(axis=1) < to_held_out.min(axis=1)).mean())
 
 
 def copy_rate(

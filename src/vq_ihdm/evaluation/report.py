@@ -55,6 +55,7 @@ KINDS = {
     "ms_ssim_same_level": Kind("diversity", "MS-SSIM between pairs of one slice level", "floor"),
     "duplicate_rate": Kind("diversity", "Duplicate rate", "floor"),
     "nearest_ratio": Kind("memorisation", "Distance to training / to held-out", "floor"),
+    "training_share": Kind("memorisation", "Share nearest to a training subject", "floor"),
     "copy_rate": Kind("memorisation", "Copy rate", "floor"),
     "wasserstein_brain_area": Kind("anatomy", "Brain area, Wasserstein distance", "lower"),
     "wasserstein_csf_share": Kind("anatomy", "CSF share, Wasserstein distance", "lower"),
@@ -73,10 +74,12 @@ EXPLANATIONS = {
         "has another image of the set (of a person: of another person) nearer than the copy threshold."
     ),
     "memorisation": (
-        "Median distance to the nearest training image over that to the nearest held-out image, with equally many "
-        "subjects on both sides: 1 without memorisation, less if training images are favoured. The floor has held-out "
-        "images in place of generated ones. The copy threshold is the distance that one in a hundred held-out images "
-        "falls below; generated images, smoother than scans, can fall below it more often without copying anybody."
+        "Ratio: mean distance to the nearest training image over that to the nearest held-out image, with equally many "
+        "subjects on both sides; 1 without memorisation, less if training images are favoured. Share: how often the "
+        "nearest of all subjects is a training subject; by chance as often as their share in all subjects. Copy rate: "
+        "share of images nearer to a training image than 99 in 100 held-out images are; generated images, smoother "
+        "than scans, can exceed its floor without copying anybody. The floor has held-out images in place of generated "
+        "ones."
     ),
     "anatomy": (
         "Segmentation by grey level, the same for all sets; Wasserstein distance to the held-out distribution, in "
@@ -123,7 +126,8 @@ class Report:
 
     def to_markdown(self) -> str:
         about = self.about
-        generated = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in about["generated"].items())
+        made = [f"{key.replace('_', ' ')} {value}" for key, value in about["generated"].items() if key != "num_images"]
+        generated = f"{about['generated']['num_images']} images" + (f" ({', '.join(made)})" if made else "")
         sides = ", ".join(
             f"{about[side]['num_images']} images of {about[side]['num_subjects']} {name} subjects"
             for side, name in (("training", "training"), ("held_out", "held-out"))

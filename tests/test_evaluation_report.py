@@ -1,0 +1,233 @@
+"""Whole evaluations: of images, of a pipeline, and by the script."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from conftest import run_script
+from datasets import Dataset, Image
+from evaluation_helpers import TinyExtractor, people
+from PIL import Image as PILImage
+from test_evaluation_features import needs_inception
+
+from vq_ihdm.errors import InputError
+from vq_ihdm.evaluation.evaluator import EvaluationSet, evaluate_images
+from vq_ihdm.evaluation.features import FeatureNetwork
+from vq_ihdm.evaluation.image_sets import ImageSet, independent, read_data_set, read_image_folder
+from vq_ihdm.evaluation.pipelines import evaluate_pipeline, tokenize
+from vq_ihdm.evaluation.report import KINDS
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    networks = [
+        FeatureNetwork(TinyExtractor(), cache=tmp_path_factory.mktemp("cache")),
+        FeatureNetwork(TinyExtractor("second", ("16",), seed=1), cache=tmp_path_factory.mktemp("cache")),
+    ]
+    return EvaluationSet(people(12, seed=1), people(8, seed=2), networks)
+
+
+@pytest.fixture(scope="module")
+def report(reference):
+    return evaluate_images(people(24, 1, seed=3).images, reference)
+
+
+def write_folder(folder, images):
+    folder.mkdir()
+    for i, image in enumerate(images):
+        PILImage.fromarray(image).save(folder / f"{i:03d}.png")
+    return folder
+
+
+def write_data_set(folder, **splits):
+    """Image sets as `load_dataset(folder)` reads them; subjects are named after their split."""
+    for name, image_set in splits.items():
+        columns = {
+            "image": [PILImage.fromarray(image) for image in image_set.images],
+            "subject": [f"{name}{subject}" for subject in image_set.subjects],
+            "slice": image_set.slices.tolist(),
+        }
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        split = Dataset.from_dict(columns).cast_column("image", Image(mode="L"))
+        split.to_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")
+    return folder
+
+
+def test_every_figure_has_n_an_interval_and_a_floor(report):
+    measured = {figure.name for figure in report.figures}
+    assert measured == set(KINDS) - {"rfid", "rkid"}
+    for figure in report.figures:
+        if figure.generated is None:
+            assert figure.unavailable
+            continue
+        assert figure.generated.num_images == 24
+        for estimate in (figure.generated, figure.floor):
+            low, high = estimate.interval
+            assert low <= estimate.value <= high and np.isfinite(estimate.value)
+    assert report.figure("kid").floor.num_images == 24
+    assert {figure.features for figure in report.figures if figure.name == "kid"} == {"tiny", "second"}
+
+
+def test_the_inception_score_is_never_made_up(reference):
+    headless = EvaluationSet(reference.training, reference.held_out, reference.networks[1:])
+    isc = evaluate_images(people(24, 1, seed=3).images, headless).figure("isc")
+    assert isc.generated is None and "classifier" in isc.unavailable
+
+
+def test_real_images_score_like_real_images_and_noise_does_not(reference):
+    noise = np.random.default_rng(0).integers(0, 255, (24, 32, 32), dtype=np.uint8)
+    fresh, noisy = (evaluate_images(images, reference) for images in (people(24, 1, seed=4).images, noise))
+    for name in ("kid", "fid"):
+        floor = noisy.figure(name).floor
+        assert noisy.figure(name).generated.interval[0] > floor.interval[1]
+        assert fresh.figure(name).generated.value < noisy.figure(name).generated.value / 3
+    assert noisy.figure("ms_ssim").generated.value < fresh.figure("ms_ssim").generated.value
+
+
+def test_figures_are_repeatable_and_do_not_depend_on_the_order(reference, report):
+    generated = people(24, 1, seed=3).images
+    again = evaluate_images(generated, reference)
+    assert again.to_json() == report.to_json()
+    shuffled = evaluate_images(generated[::-1].copy(), reference)
+    for name in ("fid", "precision", "coverage", "copy_rate", "wasserstein_brain_area"):
+        assert shuffled.figure(name).generated.value == pytest.approx(report.figure(name).generated.value, rel=1e-4)
+
+
+def test_the_report_is_json_markdown_and_pictures(report, tmp_path):
+    report.save(tmp_path)
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert content["schema_version"] == 1 and content["generated"]["num_images"] == 24
+    assert content["held_out"] == {"num_images": 32, "num_subjects": 8}
+    kid = next(figure for figure in content["figures"] if figure["name"] == "kid")
+    assert kid["group"] == "fidelity" and kid["better"] == "lower" and kid["generated"]["details"]["subset_size"] == 12
+    markdown = (tmp_path / "report.md").read_text()
+    for figure in report.figures:
+        assert KINDS[figure.name].title in markdown
+    for name in re.findall(r"\]\((\S+\.png)\)", markdown):
+        width, height = PILImage.open(tmp_path / name).size
+        assert width > 500 and height > 200
+    assert {file.name for file in tmp_path.glob("*.png")} == set(report.pictures)
+
+
+def test_a_pipeline_is_measured_with_its_tokenizer_and_its_prior(pipeline, reference):
+    report = evaluate_pipeline(pipeline, reference, num_images=24, batch_size=7, num_inference_steps=2, temperature=0.5)
+    assert report.about["generated"]["num_inference_steps"] == 2
+    assert {figure.features for figure in report.figures if figure.name == "nearest_ratio"} == {"pixels", "tiny", "u_T"}
+    assert report.figure("rfid").generated.num_images == len(reference.held_out)
+    # The tokenizer has learned nothing: what it decodes is no nearer to real images than its pipeline's draws.
+    fid = report.figure("fid")
+    assert fid.ceiling.value > fid.floor.interval[1]
+    other_batches = evaluate_pipeline(
+        pipeline, reference, num_images=24, batch_size=24, num_inference_steps=2, temperature=0.5
+    )
+    values = [[figure.generated.value for figure in r.figures if figure.generated] for r in (report, other_batches)]
+    assert values[0] == pytest.approx(values[1], rel=1e-3, abs=1e-6)
+
+
+def test_a_tokenizer_that_loses_nothing_reaches_the_floor(reference):
+    from types import SimpleNamespace
+
+    lossless = SimpleNamespace(
+        device="cpu",
+        encode_images=lambda images: (images[:, 0] * 127.5 + 127.5).round().long(),
+        decode_codes=lambda codes: codes[:, None] / 127.5 - 1,
+    )
+    tokenized = tokenize(lossless, reference, num_images=24)
+    np.testing.assert_array_equal(tokenized.held_out, reference.held_out.images)
+    report = evaluate_images(people(24, 1, seed=3).images, reference, tokenized)
+    assert report.figure("rfid").generated.value == pytest.approx(0, abs=1e-3)
+    for figure in report.figures:
+        if figure.ceiling is not None:
+            assert figure.ceiling.value == figure.floor.value
+
+
+def test_sets_are_read_with_subjects_and_levels(tmp_path):
+    training, validation, test = people(5, seed=1), people(4, seed=2), people(4, seed=3)
+    write_data_set(tmp_path, train=training, validation=validation, test=test)
+    read_training, held_out = read_data_set(str(tmp_path), None)
+    np.testing.assert_array_equal(read_training.images, training.images)
+    np.testing.assert_array_equal(held_out.images, np.concatenate([validation.images, test.images]))
+    assert held_out.num_subjects == 8 and held_out.slices.max() == 3
+    only_test = read_data_set(str(tmp_path), ["test"])[1]
+    np.testing.assert_array_equal(only_test.images, test.images)
+    with pytest.raises(InputError, match="no split 'dev' but train, validation, test"):
+        read_data_set(str(tmp_path), ["dev"])
+
+
+def test_a_person_on_both_sides_is_refused(tmp_path):
+    image_set = people(4)
+    columns = {"image": [PILImage.fromarray(i) for i in image_set.images], "subject": image_set.subjects.astype(str)}
+    (tmp_path / "data").mkdir()
+    for name in ("train", "validation"):
+        split = Dataset.from_dict(columns).cast_column("image", Image(mode="L"))
+        split.to_parquet(tmp_path / "data" / f"{name}-00000-of-00001.parquet")
+    with pytest.raises(InputError, match="4 subjects .* stand both in train and in validation"):
+        read_data_set(str(tmp_path), None)
+
+
+def test_sixteen_bit_images_take_the_same_path(tmp_path):
+    grey = people(1).images[0]
+    write_folder(tmp_path / "eight", [grey])
+    write_folder(tmp_path / "sixteen", [grey.astype(np.uint16) * 257])
+    np.testing.assert_array_equal(read_image_folder(tmp_path / "eight"), read_image_folder(tmp_path / "sixteen"))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([], "holds no PNG file"),
+        ([np.zeros((32, 32), np.uint8), np.zeros((32, 40), np.uint8)], r"001.png is 32x40 where .*000.png is 32x32"),
+        ([np.zeros((32, 32), np.uint8), np.zeros((32, 32, 3), np.uint8)], r"001.png: an image of mode RGB"),
+    ],
+)
+def test_a_folder_that_cannot_be_measured_is_told_in_one_sentence(tmp_path, images, message):
+    folder = write_folder(tmp_path / "images", images)
+    with pytest.raises(SystemExit, match=message) as stop:
+        run_script("evaluate.py", "--images", folder, "--dataset_name", tmp_path, "--output_dir", tmp_path / "out")
+    assert "\n" not in str(stop.value) and not (tmp_path / "out").exists()
+
+
+def test_too_few_images_or_people_and_other_sizes_are_told_in_one_sentence(reference):
+    with pytest.raises(InputError, match="19 generated images are too few"):
+        evaluate_images(people(19, 1).images, reference)
+    with pytest.raises(InputError, match="generated images of 48x48 cannot be compared with training images of 32x32"):
+        evaluate_images(people(24, 1, size=48).images, reference)
+    with pytest.raises(InputError, match="3 held-out subjects are too few"):
+        EvaluationSet(people(12), people(3, 8), reference.networks)
+    with pytest.raises(InputError, match="held-out images of 48x48"):
+        EvaluationSet(people(12), people(8, size=48), reference.networks)
+
+
+def test_the_script_refuses_options_that_do_nothing_and_folders_of_others(tmp_path, pipeline_folder):
+    images = write_folder(tmp_path / "images", people(20, 1).images)
+    with pytest.raises(SystemExit, match="--temperature applies to --pipeline"):
+        run_script(
+            "evaluate.py", "--images", images, "--dataset_name", tmp_path, "--output_dir", tmp_path / "out",
+            "--temperature", 0.5,
+        )  # fmt: skip
+    with pytest.raises(SystemExit, match="holds no report"):
+        run_script("evaluate.py", "--images", images, "--dataset_name", tmp_path, "--output_dir", images)
+    assert len(list(images.iterdir())) == 20
+
+
+@needs_inception
+@pytest.mark.slow
+def test_the_script_measures_a_folder_of_images(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    images = write_folder(tmp_path / "images", people(20, 1, seed=5).images)
+    write_data_set(tmp_path / "data", train=people(4, 5, seed=1), validation=people(4, 5, seed=2))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.json").write_text("an earlier report, to be replaced")
+    run_script("evaluate.py", "--images", images, "--dataset_name", tmp_path / "data", "--output_dir", tmp_path / "out")
+    assert "KID" in capsys.readouterr().out
+    content = json.loads((tmp_path / "out" / "report.json").read_text())
+    isc = next(figure for figure in content["figures"] if figure["name"] == "isc")
+    assert isc["generated"] is not None or isc["unavailable"]
+    assert {file.suffix for file in (tmp_path / "out").iterdir()} == {".json", ".md", ".png"}
+
+
+def test_generated_images_are_independent_and_scans_are_not():
+    images = people(3).images
+    assert independent(images).num_subjects == 12
+    assert ImageSet(images, np.repeat(np.arange(3), 4)).num_subjects == 3
