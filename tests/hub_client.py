@@ -67,5 +67,5 @@ class HubClient:
         return reply["answer"]
 
     def close(self) -> None:
-        self.process.stdin.close()
+        self.process.kill()
         self.process.wait()

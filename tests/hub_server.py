@@ -7,6 +7,7 @@ commit names them, private repositories show themselves to the token `TOKEN` alo
 import base64
 import hashlib
 import json
+import socket
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -48,9 +49,11 @@ class HubServer(ThreadingHTTPServer):
         self.objects: dict[str, bytes] = {}
         self.uploads = 0
         self.fail: str | None = None
+        self.closed = False
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def close(self) -> None:
+        self.closed = True  # connections that are kept alive have threads of their own
         self.shutdown()
         self.server_close()
 
@@ -76,8 +79,14 @@ class Handler(BaseHTTPRequestHandler):
     def fault(self, status: int, code: str, message: str) -> None:
         self.answer({"error": message}, status, {"X-Error-Code": code, "X-Error-Message": message})
 
+    def hang_up(self) -> None:
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
     # ---- what was asked ---------------------------------------------------------------------------------------
     def handle_request(self) -> None:
+        if self.server.closed:
+            return self.hang_up()
         url = urlparse(self.path)
         self.query = parse_qs(url.query)
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -200,8 +209,7 @@ class Handler(BaseHTTPRequestHandler):
     def commit(self, repository: Repository, rest: list[str]) -> None:
         if self.server.fail == "commit":
             self.server.fail = None
-            self.close_connection = True
-            return self.connection.close()
+            return self.hang_up()
         files = dict(repository.files)
         for line in self.body.splitlines():
             operation = json.loads(line)

@@ -150,6 +150,8 @@ def upload(repo_id: str, repo_type: str, private: bool, contents: Callable[[str]
         }
         problem = f"the Hub answered with status {status} and nothing was published; try again later"
         raise InputError(reasons.get(status, problem)) from error
+    except RuntimeError as error:  # a large file did not arrive, so nothing was committed
+        raise InputError(f"{str(error).rstrip('.')} and nothing was published; try again") from error
     except (HTTPError, OfflineModeIsEnabled) as error:
         raise InputError(
             f"the Hub at {api.endpoint} cannot be reached and nothing was published; check the network and try again"

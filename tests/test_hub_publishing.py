@@ -1,0 +1,351 @@
+"""Publishing to, and loading from, a Hub on loopback."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import HEIGHT, NUM_CODES, ROOT, WIDTH, tiny_vq_ihdm, tiny_vq_model
+from diffusers import DiffusionPipeline
+from hub_client import HubClient, RemoteError
+from hub_fixtures import evaluate, record
+from hub_server import TOKEN, HubServer
+from huggingface_hub import ModelCard
+
+from vq_ihdm import AbsorbingDiffusionPipeline
+from vq_ihdm.baselines.absorbing import AbsorbingDenoiser, AbsorbingDenoiserConfig
+from vq_ihdm.errors import InputError
+from vq_ihdm.fit_prior import fit_prior
+from vq_ihdm.hub.publishing import files_of, objections, refuse
+
+WITH_PACKAGE = "from vq_ihdm import load_pipeline; pipe = load_pipeline({!r})"
+WITHOUT_PACKAGE = (
+    "from diffusers import DiffusionPipeline; pipe = DiffusionPipeline.from_pretrained({!r}, trust_remote_code=True)"
+)
+IMAGES = """
+import hashlib, torch
+pipe.set_progress_bar_config(disable=True)
+images = pipe(3, generator=torch.Generator().manual_seed(7), output_type="np").images
+answer = hashlib.sha256(images.tobytes()).hexdigest()
+"""
+RUN_SCRIPT = f"""
+import os, runpy, sys
+os.chdir({str(ROOT)!r})
+sys.argv = {{!r}}
+runpy.run_path({{!r}}, run_name="__main__")
+"""
+PUBLISH = "from vq_ihdm.hub.publishing import publish; answer = publish({!r}, {!r}, **{!r})"
+
+
+def images_of(pipeline: DiffusionPipeline) -> str:
+    names = {"pipe": pipeline}
+    exec(IMAGES, names)
+    return names["answer"]
+
+
+def contents_of(folder: Path) -> dict[str, str]:
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files_of(folder).items()}
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[HubServer]:
+    server = HubServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def author(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubClient]:
+    """Has the package and the right token."""
+    client = HubClient(hub.endpoint, tmp_path_factory.mktemp("author") / "home", package=True, token=TOKEN)
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def stranger(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubClient]:
+    """Has diffusers and transformers, but not the package."""
+    client = HubClient(hub.endpoint, tmp_path_factory.mktemp("stranger") / "home", package=False, token=TOKEN)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def model(pipeline_folder: Path, tmp_path: Path) -> Path:
+    """A pipeline's folder with everything publishing asks for."""
+    return evaluate(record(Path(shutil.copytree(pipeline_folder, tmp_path / "model"))))
+
+
+@pytest.fixture(scope="module")
+def published(author: HubClient, pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that was published as tester/tiny."""
+    folder = tmp_path_factory.mktemp("published") / "model"
+    evaluate(record(Path(shutil.copytree(pipeline_folder, folder))))
+    author.run(PUBLISH.format(str(folder), "tiny", {}))
+    return folder
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------
+def fitted_prior(kind: str):
+    codes = torch.randint(NUM_CODES, (40, HEIGHT, WIDTH), generator=torch.Generator().manual_seed(0))
+    prior = fit_prior(tiny_vq_ihdm().denoiser.embed_codes(codes), sigma=2.0, kind=kind, rank=6, num_components=2)
+    prior.allow_saving_images = True
+    return prior
+
+
+def unevaluated(folder: Path) -> None:
+    shutil.rmtree(folder / "evaluation")
+
+
+def memorising(folder: Path) -> None:
+    evaluate(folder, ratio=0.5)
+
+
+def restricted(folder: Path) -> None:
+    record(folder, source="ADNI", licence="other", redistribution=False)
+
+
+def with_picture(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"pixels")
+    restricted(folder)
+
+
+def with_prior(folder: Path, kind: str) -> None:
+    fitted_prior(kind).save_pretrained(folder / "prior")
+    restricted(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "objection"),
+    [
+        (lambda folder: None, None),
+        (restricted, None),  # the weights may be published, the images not
+        (lambda folder: with_picture(folder, "samples.png"), None),
+        (lambda folder: with_picture(folder, "reconstructions.png"), "restricted_images"),
+        (lambda folder: with_picture(folder, "evaluation/nearest.png"), "restricted_images"),
+        (lambda folder: with_prior(folder, "mixture"), None),
+        (lambda folder: with_prior(folder, "slice"), "restricted_images"),
+        (lambda folder: with_prior(folder, "images"), "restricted_images"),
+        (unevaluated, "unevaluated"),
+        (memorising, "failed_audit"),
+    ],
+)
+def test_objections_name_the_option_that_overrules_them(model: Path, change, objection: str | None):
+    change(model)
+    assert list(objections(model)) == ([objection] if objection else [])
+    if objection:
+        with pytest.raises(InputError, match=f"--allow_{objection}"):
+            refuse(model, [])
+        with pytest.raises(InputError):
+            refuse(model, {"restricted_images", "unevaluated", "failed_audit"} - {objection})
+        refuse(model, [objection])
+
+
+def test_images_that_must_not_be_passed_on_are_not_published(template_set: Path, tmp_path: Path):
+    assert objections(template_set) == {}
+    data = Path(shutil.copytree(template_set, tmp_path / "data"))
+    facts = json.loads((data / "vq_ihdm.json").read_text()) | {"source": "ADNI", "redistribution": False}
+    (data / "vq_ihdm.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match=r"ADNI.*--allow_restricted_images"):
+        refuse(data, [])
+
+
+def test_a_folder_of_unknown_origin_is_refused(pipeline_folder: Path):
+    with pytest.raises(InputError, match="neither a model"):
+        refuse(pipeline_folder, [])
+
+
+def test_a_refusal_leaves_no_trace_on_the_hub(hub: HubServer, author: HubClient, model: Path):
+    unevaluated(model)
+    with pytest.raises(RemoteError, match="InputError.*not evaluated"):
+        author.run(PUBLISH.format(str(model), "refused", {}))
+    assert ("model", "tester/refused") not in hub.repositories
+
+
+# ---- what is published ----------------------------------------------------------------------------------------
+def test_a_private_repository_in_one_commit(hub: HubServer, published: Path):
+    repository = hub.repositories["model", "tester/tiny"]
+    assert repository.private and repository.commits == 1
+    files = {name: hashlib.sha256(content).hexdigest() for name, content in repository.files.items()}
+    card = repository.files["README.md"].decode()
+    assert 'from_pretrained("tester/tiny")' in card and ModelCard(card).data.eval_results
+    del files["README.md"], files[".gitattributes"]
+    assert files == contents_of(published)
+    assert not (published / "README.md").exists()  # the folder itself is left as it is
+
+
+def test_only_what_the_package_writes_is_uploaded(hub: HubServer, author: HubClient, model: Path):
+    for name in ("optimizer.bin", "data.salt", ".env", "subjects.csv"):
+        (model / name).write_text("secret")
+    author.run(PUBLISH.format(str(model), "clean", {"private": False}))
+    repository = hub.repositories["model", "tester/clean"]
+    assert not repository.private
+    assert b"secret" not in repository.files.values()
+
+
+def test_publishing_again_mirrors_the_folder_and_uploads_only_what_is_new(
+    hub: HubServer, author: HubClient, model: Path
+):
+    (model / "samples.png").write_bytes(b"first")
+    author.run(PUBLISH.format(str(model), "again", {}))
+    uploads = hub.uploads
+    (model / "samples.png").unlink()
+    (model / "reconstructions.png").write_bytes(b"second")
+    author.run(PUBLISH.format(str(model), "again", {}))
+    repository = hub.repositories["model", "tester/again"]
+    assert repository.commits == 2 and hub.uploads == uploads + 1
+    assert set(repository.files) == {*contents_of(model), "README.md", ".gitattributes"}
+
+
+@pytest.mark.parametrize("moment", ["PUT", "commit"])
+def test_an_interrupted_upload_shows_nothing_and_can_be_repeated(
+    hub: HubServer, author: HubClient, model: Path, moment: str
+):
+    (model / "samples.png").write_bytes(moment.encode())  # something that is not on the Hub yet
+    repo_id = f"tester/interrupted-{moment.lower()}"
+    hub.fail = moment
+    with pytest.raises(RemoteError, match="InputError.*nothing was published"):
+        author.run(PUBLISH.format(str(model), repo_id, {}))
+    assert set(hub.repositories["model", repo_id].files) == {".gitattributes"}
+    author.run(PUBLISH.format(str(model), repo_id, {}))
+    assert set(hub.repositories["model", repo_id].files) == {*contents_of(model), "README.md", ".gitattributes"}
+
+
+def test_a_public_repository_is_not_taken_for_a_private_one(hub: HubServer, author: HubClient, model: Path):
+    author.run(PUBLISH.format(str(model), "public", {"private": False}))
+    before = dict(hub.repositories["model", "tester/public"].files)
+    with pytest.raises(RemoteError, match="InputError.*is public"):
+        author.run(PUBLISH.format(str(model), "public", {}))
+    assert hub.repositories["model", "tester/public"].files == before
+
+
+def test_a_wrong_token_and_another_account_are_told_in_a_sentence(author: HubClient, model: Path):
+    with pytest.raises(RemoteError, match="InputError.*may not write to someone/else"):
+        author.run(PUBLISH.format(str(model), "someone/else", {}))
+    author.run("import os; os.environ['HF_TOKEN'] = 'hf_wrong'")
+    with pytest.raises(RemoteError, match="InputError.*does not know this token"):
+        author.run(PUBLISH.format(str(model), "nowhere", {}))
+    author.run(f"os.environ['HF_TOKEN'] = {TOKEN!r}")
+
+
+# ---- what others load -----------------------------------------------------------------------------------------
+def test_the_same_images_with_and_without_the_package(author: HubClient, stranger: HubClient, published: Path):
+    with pytest.raises(RemoteError, match="ModuleNotFoundError"):
+        stranger.run("import vq_ihdm")
+    expected = images_of(tiny_vq_ihdm())
+    assert author.run(WITH_PACKAGE.format("tester/tiny") + IMAGES) == expected
+    assert stranger.run(WITHOUT_PACKAGE.format("tester/tiny") + IMAGES) == expected
+    assert stranger.run(WITHOUT_PACKAGE.format(str(published)) + IMAGES) == expected
+
+
+@pytest.mark.parametrize("who", ["author", "stranger"])
+def test_a_loaded_pipeline_is_saved_and_published_complete(
+    hub: HubServer, published: Path, tmp_path: Path, who: str, request: pytest.FixtureRequest
+):
+    client, load = request.getfixturevalue(who), WITH_PACKAGE if who == "author" else WITHOUT_PACKAGE
+    client.run(load.format("tester/tiny"))
+    saved = tmp_path / "saved"
+    client.run(f"pipe.save_pretrained({str(saved)!r})")
+    assert contents_of(saved).keys() == {*contents_of(published), "README.md"}
+    assert {name: digest for name, digest in contents_of(saved).items() if name != "README.md"} == contents_of(
+        published
+    )
+    client.run(f"pipe.push_to_hub('tester/from-{who}')")
+    repository = hub.repositories["model", f"tester/from-{who}"]
+    assert repository.private and set(repository.files) == {*contents_of(saved), ".gitattributes"}
+    assert client.run(load.format(f"tester/from-{who}") + IMAGES) == images_of(tiny_vq_ihdm())
+
+
+def test_card_and_evaluation_do_not_follow_other_weights(author: HubClient, published: Path, tmp_path: Path):
+    author.run(WITH_PACKAGE.format("tester/tiny"))
+    saved = tmp_path / "saved"
+    author.run(f"pipe.denoiser.head.bias.data += 1; pipe.save_pretrained({str(saved)!r})")
+    assert not {"README.md", "training.json", "evaluation/report.json"} & set(contents_of(saved))
+
+
+def test_the_baseline_travels_the_same_way(author: HubClient, stranger: HubClient, tmp_path: Path):
+    torch.manual_seed(0)
+    config = AbsorbingDenoiserConfig(
+        num_codes=NUM_CODES, height=HEIGHT, width=WIDTH, hidden_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    pipeline = AbsorbingDiffusionPipeline(tiny_vq_model(), AbsorbingDenoiser(config).eval())
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(tmp_path / "absorbing")
+    author.run(PUBLISH.format(str(evaluate(record(tmp_path / "absorbing"))), "absorbing", {}))
+    images = IMAGES.replace("pipe(3,", "pipe(3, num_inference_steps=4,")
+    names = {"pipe": pipeline}
+    exec(images, names)
+    assert stranger.run(WITHOUT_PACKAGE.format("tester/absorbing") + images) == names["answer"]
+    assert author.run(WITH_PACKAGE.format("tester/absorbing") + images) == names["answer"]
+
+
+def test_a_missing_repository_and_a_private_one_are_told_in_a_sentence(author: HubClient, stranger: HubClient):
+    with pytest.raises(RemoteError, match="InputError.*tester/none"):
+        author.run(WITH_PACKAGE.format("tester/none"))
+    with pytest.raises(RemoteError, match="tester/none"):
+        stranger.run(WITHOUT_PACKAGE.format("tester/none"))
+
+
+def test_a_data_set_comes_back_as_it_was(hub: HubServer, author: HubClient, template_set: Path):
+    author.run(PUBLISH.format(str(template_set), "slices", {}))
+    assert hub.repositories["dataset", "tester/slices"].private
+    digest = """
+from datasets import load_dataset
+splits = load_dataset({!r})
+answer = {{n: [(r["subject"], r["slice"], hash(r["image"].tobytes())) for r in s] for n, s in splits.items()}}
+"""
+    assert author.run(digest.format("tester/slices")) == author.run(digest.format(str(template_set)))
+    facts = "from vq_ihdm.hub.record import data_facts; answer = data_facts({!r}, splits)"
+    assert author.run(facts.format("tester/slices")) == author.run(facts.format(str(template_set)))
+
+
+def test_the_page_is_published_with_its_pipeline_inside(hub: HubServer, author: HubClient, model: Path):
+    arguments = ["publish.py", str(model), "--repo_id", "tester/page", "--as_space"]
+    author.run(RUN_SCRIPT.format(arguments, "publish.py"))
+    files = hub.repositories["space", "tester/page"].files
+    assert {"app.py", "README.md", "requirements.txt"} <= set(files)
+    inside = {name.removeprefix("checkpoints/vq-ihdm-oasis/") for name in files if name.startswith("checkpoints/")}
+    assert inside == set(contents_of(model))
+
+
+# ---- from training to the Hub ---------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_a_training_publishes_its_result(
+    hub: HubServer, author: HubClient, stranger: HubClient, template_set: Path, tmp_path: Path
+):
+    shared = ["--dataset_name", template_set, "--max_train_steps", 2, "--validation_steps", 2, "--report_to", "none"]
+    publishing = ["--push_to_hub", "--allow_unevaluated"]
+    vqgan = [
+        *shared, "--output_dir", tmp_path / "tokenizer", "--perceptual", "none", "--norm_num_groups", 4,
+        "--block_out_channels", 8, 8, 8, "--layers_per_block", 1, "--latent_channels", 4, "--vq_embed_dim", 4,
+        "--num_vq_embeddings", 32, "--train_batch_size", 4, "--num_validation_images", 4, *publishing,
+    ]  # fmt: skip
+    ihdm = [
+        *shared, "--output_dir", tmp_path / "ihdm", "--vqvae", "tester/tokenizer", "--hidden_size", 16,
+        "--num_hidden_layers", 1, "--num_attention_heads", 2, "--sigma_max", 3, "--prior_rank", 4,
+        "--prior_components", 2, "--train_batch_size", 4, "--hub_model_id", "tester/trained", *publishing,
+    ]  # fmt: skip
+    for script, arguments in (("train_vqgan.py", vqgan), ("train_ihdm.py", ihdm)):
+        author.run(RUN_SCRIPT.format([script, *map(str, arguments)], script))
+    files = hub.repositories["model", "tester/trained"].files
+    record_ = json.loads(files["training.json"])
+    assert [stage["script"] for stage in record_["stages"]] == ["train_vqgan.py", "train_ihdm.py"]
+    assert {"samples.png", "reconstructions.png"} <= set(files) and b"Not evaluated yet" in files["README.md"]
+    assert not any(str(tmp_path).encode() in content for content in files.values())
+    saved = author.run(WITH_PACKAGE.format(str(tmp_path / "ihdm" / "pipeline")) + IMAGES)
+    assert stranger.run(WITHOUT_PACKAGE.format("tester/trained") + IMAGES) == saved
+
+
+# ---- last, since it stops the server --------------------------------------------------------------------------
+def test_without_network_nothing_is_published_and_what_was_loaded_once_still_loads(
+    hub: HubServer, author: HubClient, published: Path, model: Path
+):
+    author.run(WITH_PACKAGE.format("tester/tiny"))
+    hub.close()
+    author.run("import huggingface_hub; huggingface_hub.close_session()")  # no connection survives from before
+    with pytest.raises(RemoteError, match="InputError.*cannot be reached.*check the network"):
+        author.run(PUBLISH.format(str(model), "late", {}))
+    assert author.run(WITH_PACKAGE.format("tester/tiny") + IMAGES) == images_of(tiny_vq_ihdm())
