@@ -188,6 +188,15 @@ def test_a_folder_that_cannot_be_measured_is_told_in_one_sentence(tmp_path, imag
     assert "\n" not in str(stop.value) and not (tmp_path / "out").exists()
 
 
+def test_a_damaged_file_is_named_and_a_contact_sheet_is_left_out(tmp_path):
+    folder = write_folder(tmp_path / "images", people(2, 1).images)
+    PILImage.new("L", (99, 50)).save(folder / "contact_sheet.png")
+    assert read_image_folder(folder).shape == (2, 32, 32)
+    (folder / "002.png").write_bytes(b"not a picture")
+    with pytest.raises(InputError, match="002.png cannot be read as an image"):
+        read_image_folder(folder)
+
+
 def test_too_few_images_or_people_and_other_sizes_are_told_in_one_sentence(reference):
     with pytest.raises(InputError, match="19 generated images are too few"):
         evaluate_images(people(19, 1).images, reference)

@@ -45,7 +45,7 @@ class Tokenized(NamedTuple):
 
     Attributes:
         training_codes, held_out_codes: (M, h, w) code indices of all images.
-        training: (N, H, W) uint8, decoded codes of the training images that stand for N generated ones.
+        training: (N, H, W) uint8, decoded codes of the training images that stand for N (or fewer) generated ones.
         held_out: (M, H, W) uint8, decoded codes of all held-out images.
     """
 
@@ -106,7 +106,10 @@ class EvaluationSet:
         return {network.name: network(self.training.images) for network in self.networks}
 
     def training_index(self, num_images: int) -> np.ndarray:
-        """Which training images stand for `num_images` generated ones: a random choice, all if there are fewer."""
+        """Which training images stand for `num_images` generated ones: a random choice, all if there are fewer.
+
+        The choice for fewer images is the beginning of that for more.
+        """
         return np.random.default_rng(0).permutation(len(self.training))[:num_images]
 
     def training_sample(self, num_images: int) -> Sample:
@@ -182,7 +185,8 @@ def evaluate_images(
     measured, floor, ceiling = reference.compare(sample), reference.compare(floor_sample), {}
     figures = []
     if tokenized is not None:
-        decoded = ImageSet(tokenized.training, floor_sample.image_set.subjects)
+        images = tokenized.training[: len(generated)]
+        decoded = ImageSet(images, reference.training.subjects[reference.training_index(len(images))])
         ceiling = reference.compare(reference.describe(decoded))
         figures += reconstruction_figures(tokenized.held_out, reference)
     figures += [
@@ -221,10 +225,13 @@ def reconstruction_figures(decoded: np.ndarray, reference: EvaluationSet) -> lis
     """rKID and rFID: the held-out images, decoded (M, H, W) uint8, against themselves."""
     figures = []
     people = reference.held_out.subjects
+    floor = reference.compare(reference.training_sample(len(decoded)))
     for network in reference.networks:
         real = reference.held_out_sample.features[network.name]
         measured = fidelity(network(decoded), real, people, people, paired=True)
-        figures += [Figure(f"r{name}", network.name, measured[name]) for name in ("kid", "fid")]
+        figures += [
+            Figure(f"r{name}", network.name, measured[name], floor=floor[name, network.name]) for name in ("kid", "fid")
+        ]
     return figures
 
 

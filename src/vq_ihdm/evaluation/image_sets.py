@@ -1,5 +1,6 @@
 """What is evaluated: 8-bit grey images and, for real ones, whose they are."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,13 +46,15 @@ def independent(images: np.ndarray) -> ImageSet:
 def read_image_folder(folder: str | Path) -> np.ndarray:
     """The PNG files of a folder, in the order of their names, as (N, H, W) uint8.
 
+    `contact_sheet.png`, which generate.py lays beside its images, is left out.
+
     Raises:
-        InputError: there are none, they differ in size, or one has colours.
+        InputError: there are none, they differ in size, or one has colours or cannot be read.
     """
-    files = sorted(Path(folder).glob("*.png"))
+    files = sorted(file for file in Path(folder).glob("*.png") if file.name != "contact_sheet.png")
     if not files:
         raise InputError(f"{folder} holds no PNG file; name a folder of generated images")
-    return _stack((Image.open(file) for file in files), [str(file) for file in files])
+    return _stack(files, [str(file) for file in files])
 
 
 def read_data_set(dataset_name: str, held_out_splits: list[str] | None) -> tuple[ImageSet, ImageSet]:
@@ -83,21 +86,23 @@ def read_data_set(dataset_name: str, held_out_splits: list[str] | None) -> tuple
 
 
 def _read_split(split: Dataset, name: str) -> ImageSet:
-    images = _stack(
-        (row["image"] for row in split.select_columns("image")), [f"image {i} of {name}" for i in range(len(split))]
-    )
+    rows = split.select_columns("image")
+    images = _stack((row["image"] for row in rows), [f"image {i} of {name}" for i in range(len(rows))])
     _, subjects = np.unique(split["subject"], return_inverse=True)
     return ImageSet(images, subjects, np.array(split["slice"]) if "slice" in split.column_names else None)
 
 
-def _stack(images, names: list[str]) -> np.ndarray:
-    """PIL images -> (N, H, W) uint8, by the path that network outputs take as well."""
+def _stack(images: Iterable[Image.Image | Path], names: list[str]) -> np.ndarray:
+    """Images or their files -> (N, H, W) uint8, by the path that network outputs take as well."""
     stacked = None
     for i, image in enumerate(tqdm(images, "reading images", len(names), leave=False)):
         try:
-            pixels = tensor_to_uint8(image_to_tensor(image))[0]
+            opened = Image.open(image) if isinstance(image, Path) else image
+            pixels = tensor_to_uint8(image_to_tensor(opened))[0]
         except InputError as error:
             raise InputError(f"{names[i]}: {error}") from error
+        except OSError as error:
+            raise InputError(f"{names[i]} cannot be read as an image; remove it or write it again") from error
         if stacked is None:
             stacked = np.empty((len(names), *pixels.shape), np.uint8)
         if pixels.shape != stacked.shape[1:]:

@@ -31,7 +31,7 @@ def evaluate_pipeline(
 
     Args:
         batch_size: images that the pipeline works on at a time.
-        tokenized: what `tokenize` gave for the same tokenizer and number of images, if it is at hand.
+        tokenized: what `tokenize` gave for the same tokenizer and at least as many images, if it is at hand.
         sampling: arguments of the pipeline's call, such as `num_inference_steps` or `temperature`.
 
     Raises:

@@ -68,7 +68,7 @@ EXPLANATIONS = {
         "Each set against all held-out images. KID first: it is unbiased at small N, while FID falls as N grows. "
         "Precision, recall: k = 3; density, coverage: k = 5."
     ),
-    "reconstruction": "Held-out images through the VQGAN and back, against themselves.",
+    "reconstruction": "Held-out images through the VQGAN and back, against themselves; the floor is of other people.",
     "diversity": (
         "MS-SSIM of pairs of different subjects: above the floor there is less variety than among people. A duplicate "
         "has another image of the set (of a person: of another person) nearer than the copy threshold."
