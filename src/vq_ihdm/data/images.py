@@ -20,7 +20,7 @@ def load_slices(dataset_name: str | None, train_data_dir: str | None = None) -> 
             after the `subject` column of its `metadata.csv`, becomes the validation split.
 
     Raises:
-        InputError: nothing was named, it cannot be read, or it has no `image` column.
+        InputError: nothing was named, it cannot be read, or it has no split `train` or no column `image`.
     """
     if (dataset_name is None) == (train_data_dir is None):
         raise InputError("name the data with either --dataset_name or --train_data_dir")
@@ -36,6 +36,8 @@ def load_slices(dataset_name: str | None, train_data_dir: str | None = None) -> 
         raise InputError(
             f"{source} cannot be read as a data set ({reason}); build one with dataset_scripts/"
         ) from error
+    if "train" not in splits:
+        raise InputError(f"{source} has no split 'train' but {', '.join(splits)}; name the one to train on so")
     if "image" not in splits["train"].column_names:
         raise InputError(f"{source} has no column 'image' but {splits['train'].column_names}; name the pictures so")
     if "validation" not in splits:

@@ -1,6 +1,7 @@
 """A data set as code indices, encoded once."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import torch
@@ -45,7 +46,9 @@ def encode_images(vqvae: VQModel, images: torch.Tensor) -> torch.LongTensor:
 
 
 def _fingerprint(vqvae: VQModel, split: Dataset, mirrored: bool) -> str:
-    digest = hashlib.sha256(f"1 {mirrored} {vqvae.config}".encode())  # the leading number: the cache's format
+    config = {name: value for name, value in vqvae.config.items() if not name.startswith("_")}  # _name_or_path, ...
+    # The leading number is the cache's format; as JSON a model that was loaded has the config it was saved with.
+    digest = hashlib.sha256(f"1 {mirrored} {json.dumps(config, sort_keys=True)}".encode())
     for name, tensor in sorted(vqvae.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     for row in split.select_columns("image").cast_column("image", Image(decode=False)):
