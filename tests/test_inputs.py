@@ -1,0 +1,221 @@
+"""A data set as the train scripts see it, as tensors and as tokens; and how files and mistakes are treated."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import HEIGHT, NUM_CODES, WIDTH, run_script, tiny_vq_model
+from datasets import Dataset, load_dataset
+from PIL import Image
+
+import vq_ihdm.data.tokens
+from vq_ihdm.data.images import SliceTensors, check_image_size, image_to_tensor, load_slices, tensor_to_uint8
+from vq_ihdm.data.tokens import encode_split
+from vq_ihdm.errors import InputError, run
+from vq_ihdm.files import replacing
+from vq_ihdm.vqgan.model import load_vq_model
+
+
+def message(error: pytest.ExceptionInfo) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# ---- images -------------------------------------------------------------------------------------------------------
+
+
+def test_eight_bits_there_and_back():
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    tensor = image_to_tensor(Image.fromarray(pixels))
+    assert tensor.shape == (1, 16, 16) and tensor.dtype == torch.float32
+    assert (tensor.min(), tensor.max()) == (-1, 1)
+    np.testing.assert_array_equal(tensor_to_uint8(tensor[None])[0], pixels)
+
+
+def test_sixteen_bits_keep_their_levels():
+    pixels = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
+    tensor = image_to_tensor(Image.fromarray(pixels))
+    assert len(tensor.unique()) == 4096 and tensor.min() == -1
+    np.testing.assert_array_equal(((tensor[0].double() + 1) * 32767.5).round().numpy(), pixels)
+
+
+def test_out_of_range_is_cut_off():
+    assert tensor_to_uint8(torch.tensor([-3.0, -1, 0, 1, 7]).view(1, 1, 1, 5)).flatten().tolist() == [
+        0,
+        0,
+        128,
+        255,
+        255,
+    ]
+
+
+def test_colours_are_refused():
+    with pytest.raises(InputError, match="mode RGB"):
+        image_to_tensor(Image.new("RGB", (4, 4)))
+
+
+def test_a_built_set_of_sixteen_bits(tmp_path):
+    folder = tmp_path / "set"
+    run_script(
+        "dataset_scripts/template.py", "--image_size", 32, "--num_subjects", 3, "--slices_per_subject", 2,
+        "--bit_depth", 16, "--split", 0.4, 0.3, 0.3, "--output_dir", folder,
+    )  # fmt: skip
+    images = SliceTensors(load_slices(str(folder))["train"])
+    batch = images.stack([0, 1])
+    assert batch.shape == (2, 1, 32, 32) and torch.equal(batch[1], images[1])
+    assert len(batch.unique()) > 256 and batch.min() >= -1 and batch.max() <= 1
+
+
+@pytest.fixture
+def image_folder(template_set, tmp_path):
+    """Some slices of the set as a plain folder of images."""
+
+    def make(columns=("file_name", "subject"), subjects=4, place="") -> str:
+        folder = tmp_path / "images"
+        (folder / place).mkdir(parents=True)
+        rows = load_dataset(str(template_set))["train"].select(range(4 * subjects))
+        with open(folder / "metadata.csv", "w") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            for number, row in enumerate(rows):
+                name = str(Path(place, f"{number}.png"))
+                row["image"].save(folder / name)
+                writer.writerow([name, row["subject"]][: len(columns)])
+        return str(folder)
+
+    return make
+
+
+def test_a_plain_folder_holds_out_whole_subjects(image_folder):
+    splits = load_slices(None, image_folder())
+    subjects = {name: set(split["subject"]) for name, split in splits.items()}
+    assert subjects.keys() == {"train", "validation"}
+    assert not subjects["train"] & subjects["validation"]
+    assert (len(splits["train"]), len(splits["validation"])) == (12, 4)
+
+
+def test_sets_that_cannot_be_used(image_folder, template_set, tmp_path):
+    def refused(*arguments):
+        with pytest.raises(InputError) as error:
+            load_slices(*arguments)
+        return message(error)
+
+    assert "--dataset_name or --train_data_dir" in refused(None, None)
+    assert "--dataset_name or --train_data_dir" in refused(str(template_set), str(template_set))
+    assert "cannot be read as a data set" in refused(str(tmp_path / "missing"))
+    Dataset.from_dict({"picture": [1]}).to_parquet(tmp_path / "strange" / "train.parquet")
+    assert "no column 'image'" in refused(str(tmp_path / "strange"))
+    load_dataset(str(template_set))["test"].to_parquet(tmp_path / "tests_only" / "test.parquet")
+    assert "no split 'train'" in refused(str(tmp_path / "tests_only"))
+
+
+def test_a_plain_folder_needs_subjects(image_folder):
+    with pytest.raises(InputError, match="no column 'subject'"):
+        load_slices(None, image_folder(columns=("file_name",)))
+
+
+def test_a_single_subject_cannot_be_split(image_folder):
+    with pytest.raises(InputError, match="a single subject"):
+        load_slices(None, image_folder(subjects=1))
+
+
+def test_image_size(template_set):
+    split = load_dataset(str(template_set))["train"]
+    assert check_image_size(split, template_set, 8) == (32, 32)
+    with pytest.raises(InputError, match="32x32, no multiple of the downsampling factor 64"):
+        check_image_size(split, template_set, 64)
+
+
+# ---- tokens -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def split(template_set, tmp_path, monkeypatch):
+    monkeypatch.setattr(vq_ihdm.data.tokens, "CACHE", tmp_path / "tokens")
+    return load_dataset(str(template_set))["train"]
+
+
+def test_tokens_are_the_codes_of_each_slice_and_its_mirror_image(split):
+    vqvae, images = tiny_vq_model(), SliceTensors(split)
+    codes = encode_split(vqvae, split, mirrored=True, batch_size=5)
+    assert codes.shape == (32, 2, HEIGHT, WIDTH) and codes.dtype == torch.int64
+    assert codes.min() >= 0 and codes.max() < NUM_CODES
+    with torch.no_grad():
+        for index in (0, 7, 31):
+            for view, image in enumerate([images[index], images[index].flip(-1)]):
+                nearest = vqvae.quantize(vqvae.encode(image[None]).latents)[2][2]
+                assert torch.equal(codes[index, view].flatten(), nearest)
+    assert torch.equal(encode_split(vqvae, split, mirrored=False), codes[:, 0])
+
+
+def test_tokens_are_cached_by_content(split, tmp_path):
+    vqvae = tiny_vq_model()
+    codes = encode_split(vqvae, split, mirrored=False)
+    (cached,) = (tmp_path / "tokens").iterdir()
+    written = cached.stat().st_mtime_ns
+
+    for place in ("here", "there"):  # the same weights, wherever they lie
+        vqvae.save_pretrained(tmp_path / place)
+        assert torch.equal(encode_split(load_vq_model(tmp_path / place), split, mirrored=False), codes)
+    assert list((tmp_path / "tokens").iterdir()) == [cached] and cached.stat().st_mtime_ns == written
+
+    encode_split(vqvae, split, mirrored=True)
+    encode_split(vqvae, split.select(range(31)), mirrored=False)
+    vqvae.encoder.conv_in.weight.data[0, 0, 0, 0] += 1e-3
+    encode_split(vqvae, split, mirrored=False)
+    assert len(list((tmp_path / "tokens").iterdir())) == 4
+
+
+# ---- files and mistakes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_nothing_appears_half_written(tmp_path, kind):
+    target = tmp_path / "deep" / "target"
+
+    def write(path: Path, text: str) -> None:
+        if kind == "folder":
+            path.mkdir()
+            path = path / "content"
+        path.write_text(text)
+
+    def read() -> str:
+        return (target / "content" if kind == "folder" else target).read_text()
+
+    with replacing(target) as temporary:
+        write(temporary, "first")
+        assert not target.exists()
+    assert read() == "first"
+    with pytest.raises(RuntimeError), replacing(target) as temporary:
+        write(temporary, "broken")
+        raise RuntimeError
+    assert read() == "first"
+    with replacing(target) as temporary:
+        write(temporary, "second")
+        assert read() == "first"
+    assert read() == "second"
+    assert [path.name for path in target.parent.iterdir()] == ["target"]
+
+
+def test_a_mistake_is_one_line_and_exit_code_1():
+    code = "from vq_ihdm.errors import InputError, run\ndef main(): raise InputError('wrong; do this')\nrun(main)"
+    # The module itself, not the package: this needs no torch.
+    code = code.replace("vq_ihdm.errors", "errors")
+    folder = Path(sys.modules["vq_ihdm.errors"].__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(folder)}
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: wrong; do this\n")
+
+
+def test_a_fault_of_ours_keeps_its_traceback():
+    def main():
+        raise ValueError("a fault")
+
+    with pytest.raises(ValueError, match="a fault"):
+        run(main)
