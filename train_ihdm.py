@@ -21,10 +21,10 @@ from accelerate.utils import set_seed
 
 from vq_ihdm import HeatDissipationScheduler, VQIHDMDenoiser, VQIHDMDenoiserConfig, VQIHDMPipeline
 from vq_ihdm.data.images import load_slices
-from vq_ihdm.errors import InputError, run
-from vq_ihdm.fit_prior import fit_prior
+from vq_ihdm.errors import run
 from vq_ihdm.training.config import add_training_arguments, parse_args
 from vq_ihdm.training.outcome import sample_sheet, save_outcome
+from vq_ihdm.training.prior import add_prior_arguments, check_prior_arguments, make_prior
 from vq_ihdm.training.tokens import add_transformer_arguments, draw_views, load_tokens
 from vq_ihdm.training.trainer import make_accelerator, train_network
 
@@ -42,10 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--train_sigmas", choices=["final", "all"], default="final", help="train at sigma_max alone or at all T")
     add("--reveal_probability", type=float, default=0.5, help="share of examples with some codes revealed")
     # the prior and what sampling does unless told otherwise
-    add("--prior", choices=["mixture", "slice", "images"], default="mixture")
-    add("--prior_rank", type=int, default=128)
-    add("--prior_components", type=int, default=8)
-    add("--allow_training_image_prior", action="store_true", help="save a prior of kind 'images' all the same")
+    add_prior_arguments(parser)
     add("--temperature", type=float, default=1.0)
     add("--top_p", type=float, default=1.0)
     add("--reveal_order", choices=["random", "confidence", "halton"], default="random")
@@ -55,11 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = parse_args(build_parser(), "ihdm")
-    if args.prior == "images" and not args.allow_training_image_prior:
-        raise InputError(
-            "--prior images would save blurred scans of the training subjects inside the pipeline; use "
-            "--prior mixture, or add --allow_training_image_prior if the data may be passed on"
-        )
+    check_prior_arguments(args)
     accelerator = make_accelerator(args)
     device = accelerator.device
     set_seed(args.seed, device_specific=True)
@@ -94,19 +87,7 @@ def main() -> None:
         top_p=args.top_p,
         reveal_order=args.reveal_order,
     )
-    prior = fit_prior(
-        denoiser.embed_codes(train_codes.flatten(0, 1)),
-        sigma=args.sigma_max,
-        kind=args.prior,
-        rank=args.prior_rank,
-        num_components=args.prior_components,
-        seed=args.seed,
-    )
-    prior.allow_saving_images = args.allow_training_image_prior
-    accelerator.print(
-        f"prior: {args.prior}, {prior.config.num_modes} modes, rank {prior.config.rank}, "
-        f"{prior.config.variance_kept:.1%} of the variance of u_T"
-    )
+    prior = make_prior(args, accelerator, denoiser.embed_codes(train_codes.flatten(0, 1)))
 
     # ---- loss -------------------------------------------------------------------------------------------------
     T, num_positions = args.num_train_timesteps, train_codes[0, 0].numel()

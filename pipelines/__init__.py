@@ -8,10 +8,14 @@ from huggingface_hub import hf_hub_download
 
 from ..errors import InputError
 from .pipeline_absorbing_diffusion import AbsorbingDiffusionPipeline
+from .pipeline_gan import GANPipeline
+from .pipeline_ihdm import IHDMPipeline
 from .pipeline_vq_ihdm import VQIHDMPipeline
 from .slice_pipeline import SlicePipeline
 
-PIPELINES: dict[str, type[SlicePipeline]] = {cls.__name__: cls for cls in (VQIHDMPipeline, AbsorbingDiffusionPipeline)}
+PIPELINES: dict[str, type[SlicePipeline]] = {
+    cls.__name__: cls for cls in (VQIHDMPipeline, AbsorbingDiffusionPipeline, IHDMPipeline, GANPipeline)
+}
 
 
 def load_pipeline(path: str | os.PathLike, **kwargs) -> SlicePipeline:
@@ -38,4 +42,12 @@ def load_pipeline(path: str | os.PathLike, **kwargs) -> SlicePipeline:
         raise InputError(f"{path} is no complete {name} ({str(error).splitlines()[0]}); save it again") from error
 
 
-__all__ = ["PIPELINES", "AbsorbingDiffusionPipeline", "SlicePipeline", "VQIHDMPipeline", "load_pipeline"]
+__all__ = [
+    "PIPELINES",
+    "AbsorbingDiffusionPipeline",
+    "GANPipeline",
+    "IHDMPipeline",
+    "SlicePipeline",
+    "VQIHDMPipeline",
+    "load_pipeline",
+]

@@ -6,9 +6,10 @@ import sys
 
 import pytest
 import torch
-from conftest import HEIGHT, NUM_CODES, WIDTH, run_script, tiny_vq_model
+from conftest import HEIGHT, NUM_CODES, ROOT, WIDTH, run_script, tiny_vq_model
 from diffusers import DiffusionPipeline
 
+import train_baseline
 from vq_ihdm import AbsorbingDiffusionPipeline, load_pipeline
 from vq_ihdm.baselines.absorbing import (
     AbsorbingDenoiser,
@@ -17,6 +18,7 @@ from vq_ihdm.baselines.absorbing import (
     reveal,
     reweighted_elbo,
 )
+from vq_ihdm.training.config import parse_args
 
 
 def tiny_denoiser(**config) -> AbsorbingDenoiser:
@@ -152,6 +154,16 @@ def test_training_lowers_the_loss_on_a_toy_set():
     drawn = draw(pipeline, num_images=32, num_inference_steps=64).flatten(1)
     assert (drawn == drawn[:, :1]).all(1).float().mean() > 0.8
     assert set(drawn[:, 0].tolist()) == {1, 2}
+
+
+@pytest.mark.parametrize("preset", sorted(file.stem for file in (ROOT / "configs").glob("*.yaml")))
+@pytest.mark.parametrize("model", train_baseline.MODELS)
+def test_presets_fit_the_script(preset, model, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    argv = ["--model", model, "--config", preset, "--output_dir", "out"]
+    argv += ["--vqvae", "x"] if model == "absorbing" else []
+    args = parse_args(train_baseline.build_parser(model), f"baseline_{model}", argv)
+    assert args.max_train_steps > 0 and args.train_batch_size > 0
 
 
 @pytest.mark.slow

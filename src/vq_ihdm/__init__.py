@@ -2,14 +2,16 @@
 
 from ._version import __version__
 from .denoiser import VQIHDMDenoiser, VQIHDMDenoiserConfig
-from .pipelines import AbsorbingDiffusionPipeline, VQIHDMPipeline, load_pipeline
+from .pipelines import AbsorbingDiffusionPipeline, GANPipeline, IHDMPipeline, VQIHDMPipeline, load_pipeline
 from .prior import BlurryPrior
 from .scheduling_heat_dissipation import HeatDissipationScheduler
 
 __all__ = [
     "AbsorbingDiffusionPipeline",
     "BlurryPrior",
+    "GANPipeline",
     "HeatDissipationScheduler",
+    "IHDMPipeline",
     "VQIHDMDenoiser",
     "VQIHDMDenoiserConfig",
     "VQIHDMPipeline",

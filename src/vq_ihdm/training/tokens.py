@@ -10,15 +10,16 @@ from diffusers import VQModel
 from ..data.images import check_image_size
 from ..data.tokens import encode_split
 from ..vqgan.model import downsampling_factor, load_vq_model
+from .config import positive
 
 
 def add_transformer_arguments(parser: argparse.ArgumentParser) -> None:
     """The tokenizer and the size of the transformer; the defaults are the paper's."""
     add = parser.add_argument
     add("--vqvae", required=True, help="the VQModel of stage 1: a folder or a Hub id")
-    add("--hidden_size", type=int, default=512)
-    add("--num_hidden_layers", type=int, default=24)
-    add("--num_attention_heads", type=int, default=8)
+    add("--hidden_size", type=positive, default=512)
+    add("--num_hidden_layers", type=positive, default=24)
+    add("--num_attention_heads", type=positive, default=8)
     add("--dropout", type=float, default=0.1)
 
 

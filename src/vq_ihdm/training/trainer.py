@@ -1,8 +1,8 @@
-"""The training loop of systems that are one network with one loss."""
+"""The training loop, and its commonest use: one network with one loss."""
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -10,10 +10,11 @@ from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from PIL import Image
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from ..files import replacing
-from .checkpoints import Checkpointer
+from .checkpoints import Checkpointer, Stateful
 from .config import save_args
 from .ema import EMA
 from .loop import Interruption, Stopwatch, batch_order, check_finite
@@ -39,12 +40,66 @@ def train_network(
     loss: Callable[[nn.Module, torch.LongTensor], torch.Tensor],
     validate: Callable[[nn.Module], tuple[dict[str, float], dict[str, Image.Image]]],
 ) -> tuple[Path, dict[str, float]] | None:
-    """Train `network` with Adam, moving average, checkpoints, validation and trackers as the shared flags say.
+    """Train `network` with Adam and a moving average of its weights as the shared flags say.
 
     Args:
         network: has `save_pretrained`.
-        num_examples: size of the training set.
         loss: of the (wrapped) network on the examples with the given indices.
+        num_examples, validate: see `run_training`, whose result is returned.
+    """
+    network.to(accelerator.device)
+    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=args.learning_rate)
+    scheduler = make_scheduler(args, optimizer)
+    ema = EMA(network, args.ema_decay)
+    network, optimizer = accelerator.prepare(network, optimizer)
+    network.train()
+    unwrapped = accelerator.unwrap_model(network)
+    ema.module.load_state_dict(unwrapped.state_dict())  # by now every process has the first one's weights
+
+    def step_once(batches: Iterator[list[int]]) -> dict[str, float]:
+        for _ in range(args.gradient_accumulation_steps):
+            with accelerator.accumulate(network):
+                value = loss(network, torch.tensor(next(batches)))
+                accelerator.backward(value)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(network.parameters(), args.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+        scheduler.step()
+        ema.update(unwrapped)
+        return {"loss": value.item(), "lr": scheduler.get_last_lr()[0]}
+
+    parts = {"network": unwrapped, "ema": ema, "optimizer": optimizer, "scheduler": scheduler}
+    batches_per_step = args.gradient_accumulation_steps
+    return run_training(args, accelerator, name, num_examples, batches_per_step, step_once, parts, ema, validate)
+
+
+def make_scheduler(args: argparse.Namespace, optimizer: torch.optim.Optimizer) -> LRScheduler:
+    """The schedule of the learning rate the shared flags ask for."""
+    return get_scheduler(
+        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
+    )
+
+
+def run_training(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    name: str,
+    num_examples: int,
+    batches_per_step: int,
+    step_once: Callable[[Iterator[list[int]]], dict[str, float]],
+    parts: dict[str, Stateful],
+    ema: EMA,
+    validate: Callable[[nn.Module], tuple[dict[str, float], dict[str, Image.Image]]],
+) -> tuple[Path, dict[str, float]] | None:
+    """Steps, checkpoints, validation and trackers, up to --max_train_steps or an interruption.
+
+    Args:
+        num_examples: size of the training set.
+        batches_per_step: how many batches a step takes from its argument.
+        step_once: one step, given the endless batches of example indices; returns what is to be logged, losses first.
+        parts: everything with a state that a resumed run needs.
+        ema: one of them, the average of the network that is validated and kept.
         validate: held-out metrics of the averaged network, the first of which decides which is the best, and
             pictures; both by name.
 
@@ -53,19 +108,10 @@ def train_network(
         interrupted.
     """
     output_dir = Path(args.output_dir)
-    network.to(accelerator.device)
-    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=args.learning_rate)
-    scheduler = get_scheduler(
-        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
-    )
-    ema = EMA(network, args.ema_decay)
-    network, optimizer = accelerator.prepare(network, optimizer)
-    network.train()
-    unwrapped = accelerator.unwrap_model(network)
     stopwatch = Stopwatch()
-    parts = {"network": unwrapped, "ema": ema, "optimizer": optimizer, "scheduler": scheduler, "stopwatch": stopwatch}
+    parts = parts | {"stopwatch": stopwatch}
     checkpointer = Checkpointer(accelerator, output_dir, parts, vars(args), args.checkpoints_total_limit)
-    step = checkpointer.resume(args.resume_from_checkpoint) if args.resume_from_checkpoint else 0
+    step = checkpointer.resume(args.resume_from_checkpoint)
     best_folder = output_dir / "best"
     metrics_file = best_folder / "metrics.json"
     best = json.loads(metrics_file.read_text()) if step and metrics_file.is_file() else None
@@ -74,33 +120,23 @@ def train_network(
         save_args(args, output_dir / "config.json")
         accelerator.init_trackers(name)
 
-    order = batch_order(
+    batches = batch_order(
         num_examples,
         args.train_batch_size,
         args.seed,
-        start=step * args.gradient_accumulation_steps,
+        start=step * batches_per_step,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )
+    images_per_step = args.train_batch_size * accelerator.num_processes * batches_per_step
     progress = tqdm(total=args.max_train_steps, initial=step, desc=name, disable=not accelerator.is_local_main_process)
     while step < args.max_train_steps:
-        with accelerator.accumulate(network):
-            value = loss(network, torch.tensor(next(order)))
-            accelerator.backward(value)
-            if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(network.parameters(), args.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-        if not accelerator.sync_gradients:
-            continue
-        scheduler.step()
-        ema.update(unwrapped)
+        logged = step_once(batches)
         step += 1
-        losses = {"loss": value.item()}
-        check_finite(losses, step)
-        accelerator.log({"train/loss": losses["loss"], "train/lr": scheduler.get_last_lr()[0]}, step=step)
+        check_finite(logged, step)
+        accelerator.log({f"train/{key}": value for key, value in logged.items()}, step=step)
         progress.update()
-        progress.set_postfix(loss=f"{losses['loss']:.3f}")
+        progress.set_postfix({key: f"{value:.3g}" for key, value in logged.items() if key != "lr"})
 
         last = step == args.max_train_steps
         if (step % args.validation_steps == 0 or last) and accelerator.is_main_process:
@@ -112,7 +148,8 @@ def train_network(
                 log_picture(accelerator, f"validation/{key}", picture, step)
             measure = next(iter(metrics))
             if best is None or metrics[measure] < best[measure]:
-                best = metrics | {"step": step, "seconds": stopwatch.seconds()}
+                seen = {"step": step, "images_seen": step * images_per_step, "seconds": stopwatch.seconds()}
+                best = metrics | seen
                 with replacing(best_folder) as temporary:
                     ema.module.save_pretrained(temporary)
                     (temporary / "metrics.json").write_text(json.dumps(best, indent=2) + "\n")

@@ -1,0 +1,19 @@
+"""What the trainings on pixels share: slices to learn from and slices to measure on."""
+
+import torch
+from datasets import Dataset
+
+from ..data.images import SliceTensors
+
+
+def draw_slices(train_set: SliceTensors, indices: list[int], random_flip: bool) -> torch.Tensor:
+    """The slices with the given indices, (B, 1, H, W) in [-1, 1], each as it is or, with `random_flip`, mirrored."""
+    images = train_set.stack(indices)
+    flip = torch.rand(len(images)) < (0.5 if random_flip else 0)
+    return torch.where(flip[:, None, None, None], images.flip(-1), images)
+
+
+def spread_slices(split: Dataset, num_slices: int) -> torch.Tensor:
+    """At most `num_slices` slices, evenly spread over a split: its first ones belong to few subjects."""
+    slices = SliceTensors(split)
+    return slices.stack(torch.linspace(0, len(slices) - 1, min(num_slices, len(slices))).long().tolist())
