@@ -18,7 +18,7 @@ from huggingface_hub import HfApi, snapshot_download
 from PIL import Image
 
 # What a pipeline's folder holds beside what is needed to load it (see `vq_ihdm.hub`).
-COMPANIONS = ("README.md", "training.json", "notes.md", "*.png", "evaluation/*")
+COMPANIONS = ("README.md", "training.json", "notes.md", "*.png", "audit_index.safetensors", "evaluation/*")
 
 
 class SlicePipeline(DiffusionPipeline):

@@ -17,8 +17,10 @@ from huggingface_hub import ModelCard
 
 from vq_ihdm import AbsorbingDiffusionPipeline
 from vq_ihdm.baselines.absorbing import AbsorbingDenoiser, AbsorbingDenoiserConfig
+from vq_ihdm.data.images import load_slices
 from vq_ihdm.errors import InputError
 from vq_ihdm.fit_prior import fit_prior
+from vq_ihdm.hub.audit_index import write_audit_index
 from vq_ihdm.hub.publishing import files_of, objections, refuse
 
 WITH_PACKAGE = "from vq_ihdm import load_pipeline; pipe = load_pipeline({!r})"
@@ -80,10 +82,13 @@ def model(pipeline_folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def published(author: HubClient, pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def published(
+    author: HubClient, pipeline_folder: Path, template_set: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The folder that was published as tester/tiny."""
     folder = tmp_path_factory.mktemp("published") / "model"
     evaluate(record(Path(shutil.copytree(pipeline_folder, folder))))
+    write_audit_index(folder, load_slices(str(template_set)))
     author.run(PUBLISH.format(str(folder), "tiny", {}))
     return folder
 
@@ -126,6 +131,7 @@ def with_prior(folder: Path, kind: str) -> None:
         (lambda folder: with_picture(folder, "samples.png"), None),
         (lambda folder: with_picture(folder, "reconstructions.png"), "restricted_images"),
         (lambda folder: with_picture(folder, "evaluation/nearest.png"), "restricted_images"),
+        (lambda folder: with_picture(folder, "audit_index.safetensors"), "restricted_images"),
         (lambda folder: with_prior(folder, "mixture"), None),
         (lambda folder: with_prior(folder, "slice"), "restricted_images"),
         (lambda folder: with_prior(folder, "images"), "restricted_images"),

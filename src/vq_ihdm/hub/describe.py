@@ -10,6 +10,7 @@ from ..data.images import SliceTensors
 from ..pipelines.slice_pipeline import SlicePipeline
 from ..pipelines.token_pipeline import TokenPipeline
 from ..training.pictures import contact_sheet, reconstruction_sheet, save_picture
+from .audit_index import write_audit_index
 from .card import write_card
 from .record import data_facts, read_record, stage_record, write_record
 
@@ -21,9 +22,10 @@ def describe(
     metrics: dict[str, float],
     splits: DatasetDict,
 ) -> None:
-    """Write `training.json`, `samples.png`, `reconstructions.png` and `README.md` into a saved pipeline's folder.
+    """Add to a saved pipeline's folder its record, its card, pictures, and the index of `audit_index.py`.
 
-    Reconstructions stand beside real slices, so they are left out where the images must not be passed on.
+    Reconstructions stand beside real slices, and the index holds small copies of them: both are left out where the
+    images must not be passed on.
 
     Args:
         args: the effective configuration; the record of its `vqvae`, where the system has one, is taken over.
@@ -35,6 +37,8 @@ def describe(
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(16, generator=torch.Generator().manual_seed(args.seed), output_type="np").images
     save_picture(contact_sheet((images[..., 0] * 255).round().astype("uint8"), columns=8), folder / "samples.png")
+    if data["redistribution"]:
+        write_audit_index(folder, splits)
     if isinstance(pipeline, TokenPipeline):
         tokenizer = read_record(args.vqvae)
         stages = (tokenizer["stages"] if tokenizer else []) + stages

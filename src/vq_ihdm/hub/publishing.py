@@ -10,6 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 
 from ..errors import InputError
 from .audit import audit_failures
+from .audit_index import AUDIT_INDEX
 from .card import model_card, read_report
 from .record import DATA_FACTS, RECORD, read_record
 
@@ -100,7 +101,8 @@ def objections(folder: Path) -> dict[str, str]:
         raise InputError(f"{folder} is neither a model with its {RECORD} nor a built data set; name another folder")
     found = {}
     if not record["data"]["redistribution"]:
-        restricted = [name for name in files_of(folder) if name.endswith(".png") and name not in SCANLESS]
+        pictures = [name for name in files_of(folder) if name.endswith(".png")]
+        restricted = [name for name in [*pictures, AUDIT_INDEX] if (folder / name).is_file() and name not in SCANLESS]
         prior = folder / "prior" / "config.json"
         if prior.is_file() and json.loads(prior.read_text())["kind"] != "mixture":
             restricted.append("a prior made of blurred training images")

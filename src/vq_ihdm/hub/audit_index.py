@@ -1,0 +1,36 @@
+"""`audit_index.safetensors`: what app.py needs to say how near an image is to the training set.
+
+It holds the training slices reduced `POOL`-fold, and how far held-out slices are from the nearest of them. That shows
+the training set, if dimly: it is made and published only where the images themselves may be passed on.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset, DatasetDict
+from safetensors.torch import save_file
+
+from ..data.images import SliceTensors
+
+AUDIT_INDEX = "audit_index.safetensors"
+POOL = 8
+
+
+def write_audit_index(folder: Path, splits: DatasetDict) -> None:
+    """Write the index of a data set with the splits `train` and `validation`.
+
+    Its tensors: `training` (N, P) uint8, the thumbnails; `held_out` (M,), the root-mean-square grey-level distance of
+    each validation slice to the nearest of them; `pool`, the reduction.
+    """
+    training = thumbnails(splits["train"])
+    distances = torch.cdist(thumbnails(splits["validation"]), training).amin(1) / training.shape[1] ** 0.5
+    save_file(
+        {"training": training.to(torch.uint8), "held_out": distances, "pool": torch.tensor(POOL)}, folder / AUDIT_INDEX
+    )
+
+
+def thumbnails(split: Dataset) -> torch.Tensor:
+    """(N, P) grey levels in 0..255, as whole numbers, of the slices reduced `POOL`-fold."""
+    slices = SliceTensors(split)
+    return torch.stack([(F.avg_pool2d(slices[i], POOL).flatten() * 127.5 + 127.5).round() for i in range(len(slices))])

@@ -1,0 +1,145 @@
+"""The page: what it draws, and that a visitor of the browser sees and gets it."""
+
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_vq_ihdm
+from hub_fixtures import record
+from PIL import Image
+
+from vq_ihdm.data.images import load_slices
+from vq_ihdm.hub.audit_index import POOL, write_audit_index
+
+pytest.importorskip("gradio", reason="the page needs gradio: pip install -e '.[app]'")
+nib = pytest.importorskip("nibabel")
+
+from safetensors.torch import load_file  # noqa: E402
+
+import app  # noqa: E402
+
+SETTINGS = {"num_images": 3, "seed": 4, "steps": 2, "temperature": 0.9, "second_seed": 5}
+
+
+def pixels(images: list[Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(image) for image in images])
+
+
+@pytest.fixture(scope="module")
+def folder(pipeline_folder: Path, template_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline with record and audit index."""
+    folder = record(Path(shutil.copytree(pipeline_folder, tmp_path_factory.mktemp("app") / "model")), spacing_mm=[2, 3])
+    write_audit_index(folder, load_slices(str(template_set)))
+    return folder
+
+
+@pytest.mark.parametrize(("blend", "seed"), [(0.0, 4), (1.0, 5)])
+def test_at_its_ends_the_slider_gives_the_states_of_the_two_seeds(blend: float, seed: int):
+    pipe = tiny_vq_ihdm()
+    generators, others = ([torch.Generator().manual_seed(s + i) for i in range(3)] for s in (4, 50))
+    blended = app.blended_states(pipe, generators, others, blend)
+    expected = pipe.prior.sample(3, [torch.Generator().manual_seed((4 if blend == 0 else 50) + i) for i in range(3)])
+    noise = torch.stack([torch.randn(expected.shape[1:], generator=g) for g in restarted(pipe, 4)])
+    assert torch.allclose(blended, expected + pipe.scheduler.config.delta * noise, atol=1e-5)
+
+
+def restarted(pipe, seed: int) -> list[torch.Generator]:
+    """Generators that have drawn from the prior, and no more."""
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(3)]
+    pipe.prior.sample(3, generators)
+    return generators
+
+
+def test_without_blending_the_page_draws_what_the_pipeline_draws():
+    pipe = tiny_vq_ihdm()
+    expected = pipe(3, num_inference_steps=2, temperature=0.9, generator=torch.Generator().manual_seed(4)).images
+    assert (pixels(app.draw(pipe, **SETTINGS, blend=0.0)) == pixels(expected)).all()
+    assert (pixels(app.draw(pipe, **SETTINGS, blend=0.5)) != pixels(expected)).any()
+
+
+def test_a_training_slice_is_found_in_the_audit_index(folder: Path, template_set: Path):
+    index = load_file(folder / "audit_index.safetensors")
+    assert index["training"].shape == (32, (32 // POOL) ** 2)
+    copied = load_slices(str(template_set))["train"][5]["image"]
+    black = Image.new("L", (32, 32))
+    copy, other = app.captions([copied, black], index)
+    assert float(copy.split(" · ")[0]) < 0.5 and copy.endswith(" 0%")
+    assert float(other.split(" · ")[0]) > 5
+    assert app.captions([black], None) == [None]
+
+
+def test_the_nifti_file_holds_the_slices_the_right_way_round(tmp_path: Path):
+    image = np.zeros((16, 32), np.uint8)
+    image[0, 1] = 7  # in front, second column
+    app.save_nifti([Image.fromarray(image)] * 3, [2.0, 3.0], tmp_path / "slices.nii.gz")
+    loaded = nib.load(tmp_path / "slices.nii.gz")
+    assert loaded.shape == (32, 16, 3) and nib.aff2axcodes(loaded.affine) == ("R", "A", "S")
+    assert loaded.header.get_zooms() == (3.0, 2.0, 1.0)
+    assert loaded.dataobj[1, 15, 0] == 7
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the running page."""
+    blocks = app.build_page(folder, tmp_path_factory.mktemp("downloads"))
+    _, address, _ = blocks.launch(prevent_thread_lock=True, quiet=True, allowed_paths=["/tmp"])
+    yield address
+    blocks.close()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="the browser's test needs selenium")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("no Chromium here: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    profile = tmp_path_factory.mktemp("profile")
+    for flag in (
+        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
+        "disable-component-update", "disable-sync", "disable-dev-shm-usage", "window-size=1280,900",
+        f"user-data-dir={profile}",
+    ):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    downloads = tmp_path_factory.mktemp("browser")
+    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    browser.downloads = downloads
+    yield browser
+    browser.quit()
+
+
+def until(condition, seconds: float = 60):
+    """The first true value of `condition()`."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "the browser waited in vain"
+        time.sleep(0.1)
+    return value
+
+
+def test_a_visitor_presses_generate_sees_eight_brains_and_downloads_them(browser, page: str):
+    browser.get(page)
+    until(lambda: browser.find_elements("css selector", "#generate"))[0].click()
+    images = until(lambda: loaded(browser, 8))
+    assert all(image.get_property("naturalWidth") == 32 for image in images)
+    assert len(re.findall(r"\d+\.\d · \d+%", browser.find_element("css selector", "#samples").text)) == 8
+    for name, suffix in (("png", ".png"), ("nifti", ".nii.gz")):
+        until(lambda name=name: browser.find_elements("css selector", f"a:has(#{name}), #{name}"))[0].click()
+        file = until(lambda suffix=suffix: list(browser.downloads.glob(f"*{suffix}")))[0]
+        if suffix == ".png":
+            assert Image.open(file).size == (4 * 32, 2 * 32)
+        else:
+            assert nib.load(file).shape == (32, 32, 8)
+
+
+def loaded(browser, count: int) -> list:
+    images = browser.find_elements("css selector", "#samples .grid-container img")
+    complete = [image for image in images if image.get_property("complete") and image.get_property("naturalWidth")]
+    return complete if len(complete) == count else []
