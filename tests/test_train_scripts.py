@@ -103,7 +103,7 @@ def images_of(events: Path) -> dict[str, list[int]]:
 
 
 def test_train_vqgan_leaves_what_it_says(vqgan_run):
-    for name in ("best", "vqvae"):
+    for name in ("best", "last"):
         model = load_vq_model(vqgan_run / name)
         norms = model.quantize.embedding.weight.norm(dim=1)
         torch.testing.assert_close(norms, torch.ones_like(norms))  # the average too is on the sphere
@@ -111,7 +111,7 @@ def test_train_vqgan_leaves_what_it_says(vqgan_run):
         assert {"l1", "lpips", "usage", "perplexity", "step", "images_seen", "seconds"} <= metrics.keys()
         assert metrics["images_seen"] == metrics["step"] * 6
         assert all(np.isfinite(value) for value in metrics.values())
-    assert json.loads((vqgan_run / "vqvae" / "metrics.json").read_text())["step"] == 8
+    assert json.loads((vqgan_run / "last" / "metrics.json").read_text())["step"] == 8
     sheet = Image.open(vqgan_run / "reconstructions.png")
     assert sheet.mode == "L" and sheet.size == (8 * 34 - 2, 2 * 34 - 2)
     config = json.loads((vqgan_run / "config.json").read_text())
@@ -166,7 +166,7 @@ def test_a_vqgan_that_stopped_goes_on_bit_for_bit(vqgan, vqgan_run):
     folder = vqgan("--max_train_steps", 3)
     vqgan("--resume_from_checkpoint", "latest")
     assert_same_state(folder, vqgan_run)
-    assert_same_weights(folder / "vqvae", vqgan_run / "vqvae")
+    assert_same_weights(folder / "last", vqgan_run / "last")
 
 
 def test_a_denoiser_that_stopped_goes_on_bit_for_bit(ihdm, ihdm_run):
@@ -266,7 +266,7 @@ def test_a_folder_of_images(tiny_preset, template_set, tmp_path):
         )  # fmt: skip
 
     run("train_vqgan.py", "--perceptual", "none", "--output_dir", tmp_path / "vqgan")
-    run("train_ihdm.py", "--vqvae", tmp_path / "vqgan" / "vqvae", "--output_dir", tmp_path / "ihdm")
+    run("train_ihdm.py", "--vqvae", tmp_path / "vqgan" / "last", "--output_dir", tmp_path / "ihdm")
     assert (tmp_path / "ihdm" / "pipeline" / "model_index.json").exists()
 
 

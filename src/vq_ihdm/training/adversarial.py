@@ -69,7 +69,7 @@ def train_adversarial(
     ema = EMA(game.decoder, args.ema_decay)
     turns = game.turns()
 
-    def step_once(batches: Iterator[list[int]]) -> dict[str, float]:
+    def step_once(step: int, batches: Iterator[list[int]]) -> dict[str, float]:
         logged = {}
         for turn in turns:
             players = {name: network for name, network in networks.items() if network in turn.players}

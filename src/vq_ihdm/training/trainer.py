@@ -56,7 +56,7 @@ def train_network(
     unwrapped = accelerator.unwrap_model(network)
     ema.module.load_state_dict(unwrapped.state_dict())  # by now every process has the first one's weights
 
-    def step_once(batches: Iterator[list[int]]) -> dict[str, float]:
+    def step_once(step: int, batches: Iterator[list[int]]) -> dict[str, float]:
         for _ in range(args.gradient_accumulation_steps):
             with accelerator.accumulate(network):
                 value = loss(network, torch.tensor(next(batches)))
@@ -87,17 +87,21 @@ def run_training(
     name: str,
     num_examples: int,
     batches_per_step: int,
-    step_once: Callable[[Iterator[list[int]]], dict[str, float]],
+    step_once: Callable[[int, Iterator[list[int]]], dict[str, float]],
     parts: dict[str, Stateful],
     ema: EMA,
     validate: Callable[[nn.Module], tuple[dict[str, float], dict[str, Image.Image]]],
 ) -> tuple[Path, dict[str, float]] | None:
     """Steps, checkpoints, validation and trackers, up to --max_train_steps or an interruption.
 
+    Leaves in --output_dir `checkpoint-<step>/`, `best/` and `last/` (averaged networks with their `metrics.json`),
+    the pictures of the last validation, `config.json` and `logs/`.
+
     Args:
         num_examples: size of the training set.
         batches_per_step: how many batches a step takes from its argument.
-        step_once: one step, given the endless batches of example indices; returns what is to be logged, losses first.
+        step_once: one step, given how many were done before and the endless batches of example indices; returns what
+            is to be logged, losses first.
         parts: everything with a state that a resumed run needs.
         ema: one of them, the average of the network that is validated and kept.
         validate: held-out metrics of the averaged network, the first of which decides which is the best, and
@@ -131,7 +135,7 @@ def run_training(
     images_per_step = args.train_batch_size * accelerator.num_processes * batches_per_step
     progress = tqdm(total=args.max_train_steps, initial=step, desc=name, disable=not accelerator.is_local_main_process)
     while step < args.max_train_steps:
-        logged = step_once(batches)
+        logged = step_once(step, batches)
         step += 1
         check_finite(logged, step)
         accelerator.log({f"train/{key}": value for key, value in logged.items()}, step=step)
@@ -146,13 +150,13 @@ def run_training(
             for key, picture in pictures.items():
                 save_picture(picture, output_dir / f"{key}.png")
                 log_picture(accelerator, f"validation/{key}", picture, step)
+            metrics |= {"step": step, "images_seen": step * images_per_step, "seconds": stopwatch.seconds()}
             measure = next(iter(metrics))
             if best is None or metrics[measure] < best[measure]:
-                seen = {"step": step, "images_seen": step * images_per_step, "seconds": stopwatch.seconds()}
-                best = metrics | seen
-                with replacing(best_folder) as temporary:
-                    ema.module.save_pretrained(temporary)
-                    (temporary / "metrics.json").write_text(json.dumps(best, indent=2) + "\n")
+                best = metrics
+                _keep(ema.module, metrics, best_folder)
+            if last:
+                _keep(ema.module, metrics, output_dir / "last")
         stop = interruption.agreed(accelerator)
         if step % args.checkpointing_steps == 0 or last or stop:
             folder = checkpointer.save(step)
@@ -166,3 +170,9 @@ def run_training(
     progress.close()
     accelerator.end_training()
     return best_folder, best
+
+
+def _keep(network: nn.Module, metrics: dict[str, float], folder: Path) -> None:
+    with replacing(folder) as temporary:
+        network.save_pretrained(temporary)
+        (temporary / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")

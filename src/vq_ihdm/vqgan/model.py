@@ -96,3 +96,7 @@ class TrainableVQModel(nn.Module):
         """What the quantiser sees: (B, D, h, w) float32."""
         latents = self.vq_model.encode(images).latents.float()
         return F.normalize(latents, dim=1) if self.l2_normalized_codes else latents
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Save the `VQModel`, which needs nothing of this wrapper."""
+        self.vq_model.save_pretrained(folder)
