@@ -189,3 +189,16 @@ def ihdm_run(tmp_path_factory: pytest.TempPathFactory, tiny_preset: Path, templa
         "--output_dir", folder,
     )  # fmt: skip
     return folder
+
+
+GENERATE_FLAGS = (
+    "--num_images", 7, "--batch_size", 2, "--format", "both", "--spacing_mm", 1.5, 2, "--num_inference_steps", 2,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def generated(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What generate.py writes with `GENERATE_FLAGS`; not to be written to."""
+    folder = tmp_path_factory.mktemp("generated") / "images"
+    run_script("generate.py", "--pipeline", pipeline_folder, "--output_dir", folder, *GENERATE_FLAGS)
+    return folder

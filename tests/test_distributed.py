@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run_script
+from conftest import GENERATE_FLAGS, ROOT, run_script
 
 from vq_ihdm.training.checkpoints import list_checkpoints
 from vq_ihdm.training.state import load_state
 
-# Runs train scripts one after the other; each process leaves what it holds at a checkpoint, not the first one alone.
+# Runs scripts one after the other, since imports are dear. Of a training each process leaves what it holds, where
+# a checkpoint has the first one's state alone.
 WORKER = """
 import runpy, sys
 from pathlib import Path
@@ -39,54 +40,43 @@ for line in Path(sys.argv[1]).read_text().splitlines():
 """
 
 
-def torchrun(folder: Path, *commands: list) -> subprocess.CompletedProcess:
+def torchrun(folder: Path, *commands: list) -> str:
+    """What two processes print that run these commands."""
     (folder / "worker.py").write_text(WORKER)
     (folder / "commands").write_text("\n".join("\t".join(map(str, command)) for command in commands))
     arguments = ["--standalone", "--nproc_per_node", "2", str(folder / "worker.py"), str(folder / "commands")]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *arguments],
         cwd=ROOT,
-        env=environment,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
-@pytest.mark.slow
-def test_two_processes(tmp_path, tiny_preset, template_set, vqgan_run):
-    data = ["--config", tiny_preset, "--dataset_name", template_set, "--report_to", "none"]
-    stage_1 = ["train_vqgan.py", *data, "--perceptual", "none", "--max_train_steps", 4]
-    # Without chance in its loss the denoiser can be compared with one process and the double batch.
-    stage_2 = [
-        "train_ihdm.py", *data, "--vqvae", vqgan_run / "best", "--dropout", 0, "--delta", 0, "--reveal_probability", 0,
-        "--no-random_flip", "--gradient_accumulation_steps", 1, "--max_train_steps", 4,
+@pytest.fixture(scope="module")
+def plain_ihdm(tiny_preset, template_set, vqgan_run) -> list:
+    """train_ihdm.py without chance in its loss: a batch of two is then twice a batch of one."""
+    return [
+        "train_ihdm.py", "--config", tiny_preset, "--dataset_name", template_set, "--vqvae", vqgan_run / "best",
+        "--dropout", 0, "--delta", 0, "--reveal_probability", 0, "--no-random_flip", "--max_train_steps", 4,
+        "--gradient_accumulation_steps", 1, "--report_to", "none",
     ]  # fmt: skip
-    run = torchrun(
-        tmp_path,
-        [*stage_1, "--output_dir", tmp_path / "vqgan"],
-        [*stage_2, "--output_dir", tmp_path / "ihdm", "--train_batch_size", 1],
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    for name in ("vqgan", "ihdm"):
-        first, second = (load_state(tmp_path / name / f"process-{process}") for process in (0, 1))
-        del first["stopwatch"], second["stopwatch"]
-        for part in first.keys() - {"usage", "epoch_usage"}:
-            assert_equal(first[part], second[part], part)
-        assert len(load_state(list_checkpoints(tmp_path / name)[-1])["random"]) == 2
-    # What each has counted since the last restart of codes, the third step: the codes of its own 2 x 3 images.
-    usage = [load_state(tmp_path / "vqgan" / f"process-{process}")["usage"]["counts"] for process in (0, 1)]
-    assert usage[0].sum() == usage[1].sum() == 6 * 64
-    assert not torch.equal(*usage)
-    assert (tmp_path / "ihdm" / "pipeline" / "model_index.json").exists()
-    assert run.stdout.count("the pipeline is in") == 1
 
-    run_script(*stage_2, "--output_dir", tmp_path / "one", "--train_batch_size", 2)
-    alone = load_state(list_checkpoints(tmp_path / "one")[-1])["parts"]["network"]
-    together = load_state(list_checkpoints(tmp_path / "ihdm")[-1])["parts"]["network"]
-    for name, weight in alone.items():
-        torch.testing.assert_close(together[name], weight, atol=2e-5, rtol=1e-4)
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_preset, template_set, pipeline_folder, plain_ihdm) -> Path:
+    """A folder with what two processes make: `vqgan`, `ihdm`, `images`, and `stdout`."""
+    folder = tmp_path_factory.mktemp("distributed")
+    vqgan = ["train_vqgan.py", "--config", tiny_preset, "--dataset_name", template_set, "--perceptual", "none",
+             "--max_train_steps", 4, "--report_to", "none", "--output_dir", folder / "vqgan"]  # fmt: skip
+    ihdm = [*plain_ihdm, "--train_batch_size", 1, "--output_dir", folder / "ihdm"]
+    images = ["generate.py", "--pipeline", pipeline_folder, "--output_dir", folder / "images", *GENERATE_FLAGS]
+    (folder / "stdout").write_text(torchrun(folder, vqgan, ihdm, images))
+    return folder
 
 
 def assert_equal(first, second, name: str) -> None:
@@ -99,3 +89,46 @@ def assert_equal(first, second, name: str) -> None:
             assert_equal(*pair, f"{name}.{i}")
     else:
         assert torch.equal(first, second) if torch.is_tensor(first) else first == second, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["vqgan", "ihdm"])
+def test_both_processes_end_with_the_same_state(runs, script):
+    """Weights, averages, moments of the optimizers, schedules; but each has counted the codes of its own images."""
+    first, second = (load_state(runs / script / f"process-{process}") for process in (0, 1))
+    for part in first.keys() - {"stopwatch", "usage", "epoch_usage"}:
+        assert_equal(first[part], second[part], part)
+    if script == "vqgan":  # since the last restart of codes, the third step: 2 x 3 images of 64 codes
+        counts = [state["usage"]["counts"] for state in (first, second)]
+        assert counts[0].sum() == counts[1].sum() == 6 * 64 and not torch.equal(*counts)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_the_double_batch(runs, plain_ihdm, tmp_path):
+    run_script(*plain_ihdm, "--train_batch_size", 2, "--output_dir", tmp_path / "one")
+    alone = load_state(list_checkpoints(tmp_path / "one")[-1])["parts"]["network"]
+    (checkpoint,) = list_checkpoints(runs / "ihdm")
+    together = load_state(checkpoint)["parts"]["network"]
+    for name, weight in alone.items():
+        torch.testing.assert_close(together[name], weight, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_has_the_random_state_of_each_process(runs):
+    for script in ("vqgan", "ihdm"):
+        (checkpoint,) = list_checkpoints(runs / script)
+        first, second = load_state(checkpoint)["random"]
+        assert not torch.equal(first["cpu"], second["cpu"])
+
+
+@pytest.mark.slow
+def test_only_the_first_process_writes_the_outcome(runs):
+    stdout = (runs / "stdout").read_text()
+    assert stdout.count("the pipeline is in") == stdout.count("images are in") == 1
+    assert (runs / "ihdm" / "pipeline" / "model_index.json").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_generate_the_files_of_one(runs, generated):
+    ours, theirs = ({file.name: file.read_bytes() for file in f.iterdir()} for f in (runs / "images", generated))
+    assert ours == theirs
