@@ -27,7 +27,8 @@ class VQIHDMPipeline(TokenPipeline):
         "prior": BlurryPrior,
         "scheduler": HeatDissipationScheduler,
     }
-    model_cpu_offload_seq = "prior->denoiser->vqvae"
+    model_cpu_offload_seq = "denoiser->vqvae"
+    _exclude_from_cpu_offload = ["prior"]  # it has buffers, but no parameter by which `accelerate` finds its device
     _callback_tensor_inputs = ["sample", "code_indices"]
 
     def __init__(

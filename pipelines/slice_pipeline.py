@@ -2,6 +2,7 @@
 
 import ast
 import filecmp
+import inspect
 import json
 import os
 import shutil
@@ -29,6 +30,12 @@ class SlicePipeline(DiffusionPipeline):
     """
 
     COMPONENTS: dict[str, type] = {}
+
+    @classmethod
+    def _get_signature_types(cls) -> dict[str, tuple]:
+        # diffusers warns of components that are not of the annotated type. Loaded by the code beside the weights they
+        # never are: each comes from a file of its own, and the annotation from the pipeline's.
+        return dict.fromkeys(cls.COMPONENTS, (inspect.Signature.empty,))
 
     @staticmethod
     def image_generators(
@@ -68,10 +75,11 @@ class SlicePipeline(DiffusionPipeline):
         The code that travels in the repository is not run, hence no trust flag is needed.
 
         Args:
-            torch_dtype: of the networks' weights.
+            torch_dtype: of the networks' weights; `dtype`, its newer name, is understood too.
             kwargs: components to be used instead of the stored ones, by name; the rest goes to
                 `huggingface_hub.snapshot_download` (`revision`, `token`, `cache_dir`, ...).
         """
+        torch_dtype = kwargs.pop("dtype", torch_dtype)
         given = {name: kwargs.pop(name) for name in cls.COMPONENTS if name in kwargs}
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():

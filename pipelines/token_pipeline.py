@@ -12,7 +12,7 @@ class TokenPipeline(SlicePipeline):
     @torch.no_grad()
     def encode_images(self, images: torch.Tensor) -> torch.LongTensor:
         """(B, 1, H, W) in [-1, 1] -> (B, h, w) code indices."""
-        latents = self.vqvae.encode(images.to(self.vqvae.device, self.vqvae.dtype)).latents
+        latents = self.vqvae.encode(images.to(self._execution_device, self.vqvae.dtype)).latents
         batch, _, height, width = latents.shape
         return self.vqvae.quantize(latents)[2][2].view(batch, height, width)
 
@@ -20,8 +20,9 @@ class TokenPipeline(SlicePipeline):
     def decode_codes(self, code_indices: torch.LongTensor) -> torch.Tensor:
         """(B, h, w) code indices -> (B, 1, H, W), about [-1, 1]."""
         shape = (*code_indices.shape, self.vqvae.config.vq_embed_dim)
-        embeddings = self.vqvae.quantize.get_codebook_entry(code_indices.flatten(), shape)
-        return self.vqvae.decode(embeddings, force_not_quantize=True).sample
+        # Under `enable_model_cpu_offload` the VQGAN comes to the device no earlier than `decode` is called.
+        embeddings = self.vqvae.quantize.get_codebook_entry(code_indices.flatten().to(self.vqvae.device), shape)
+        return self.vqvae.decode(embeddings.to(self._execution_device), force_not_quantize=True).sample
 
     def finish(
         self, code_indices: torch.LongTensor, batch_size: int, output_type: str, return_dict: bool

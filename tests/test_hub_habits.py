@@ -1,0 +1,122 @@
+"""What people do with a diffusers pipeline, and expect to work with ours."""
+
+import ast
+import inspect
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+import yaml
+from conftest import ROOT, tiny_vq_ihdm
+from huggingface_hub import SpaceCard
+
+import vq_ihdm
+from vq_ihdm import BlurryPrior, HeatDissipationScheduler, VQIHDMDenoiser, VQIHDMPipeline
+
+
+def draw(pipe, **arguments) -> torch.Tensor:
+    return pipe(3, generator=torch.Generator().manual_seed(0), output_type="pt", **arguments).images
+
+
+def test_offloading_goes_through_every_component_and_changes_nothing(pipeline):
+    expected = draw(pipeline)
+    pipeline.enable_model_cpu_offload(device="cpu")  # the hooks are the same whatever the device
+    assert torch.equal(draw(pipeline), expected)
+    assert torch.equal(draw(pipeline), expected)  # and once more, after the hooks were set anew
+    pipeline.encode_images(expected)
+
+
+def test_to_moves_and_casts_every_network(pipeline):
+    assert pipeline.to("cpu") is pipeline
+    pipeline.to(torch.float64)
+    networks = (pipeline.vqvae, pipeline.denoiser, pipeline.prior)
+    assert {network.dtype for network in networks} == {torch.float64}
+    torch.testing.assert_close(draw(pipeline), draw(tiny_vq_ihdm()), atol=1e-3, rtol=0)
+
+
+def test_the_progress_bar_can_be_configured(pipeline, capsys: pytest.CaptureFixture):
+    pipeline.set_progress_bar_config(disable=False, desc="drawing")
+    draw(pipeline)
+    assert "drawing" in capsys.readouterr().err
+    pipeline.set_progress_bar_config(disable=True)
+    draw(pipeline)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_the_type_of_the_weights_by_either_name(pipeline_folder: Path, name: str):
+    pipe = VQIHDMPipeline.from_pretrained(pipeline_folder, **{name: torch.float64})
+    assert pipe.denoiser.dtype == pipe.vqvae.dtype == torch.float64
+
+
+def test_components_load_one_by_one(pipeline, pipeline_folder: Path):
+    vqvae = diffusers.AutoModel.from_pretrained(pipeline_folder, subfolder="vqvae")
+    rebuilt = VQIHDMPipeline(
+        vqvae=vqvae,
+        denoiser=VQIHDMDenoiser.from_pretrained(pipeline_folder, subfolder="denoiser").eval(),
+        prior=BlurryPrior.from_pretrained(pipeline_folder, subfolder="prior"),
+        scheduler=HeatDissipationScheduler.from_pretrained(pipeline_folder, subfolder="scheduler"),
+    )
+    rebuilt.set_progress_bar_config(disable=True)
+    assert torch.equal(draw(rebuilt), draw(pipeline))
+    assert torch.equal(draw(VQIHDMPipeline(**pipeline.components)), draw(pipeline))
+
+
+def test_exported_code_defines_every_name_once(pipeline_folder: Path):
+    """Modules become one file when they are exported: names they share would shadow each other."""
+    for file in pipeline_folder.rglob("*.py"):
+        body = ast.parse(file.read_text()).body
+        names = [node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        names += [target.id for node in body if isinstance(node, ast.Assign) for target in node.targets]
+        assert len(names) == len(set(names)), file
+        assert not any(isinstance(node, ast.ImportFrom) and node.level for node in body), file
+
+
+def test_everything_public_is_typed_and_the_package_says_so():
+    assert (Path(vq_ihdm.__file__).parent / "py.typed").is_file()
+    for name in set(vq_ihdm.__all__) - {"__version__"}:
+        public = getattr(vq_ihdm, name)
+        parameters = inspect.signature(public.__init__ if inspect.isclass(public) else public).parameters.values()
+        kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        untyped = [p.name for p in parameters if p.annotation is p.empty and p.kind not in kinds and p.name != "self"]
+        assert not untyped, name
+
+
+def test_the_version_is_the_same_everywhere():
+    arguments = [sys.executable, "-m", "vq_ihdm", "--version"]
+    printed = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.strip()
+    assert printed == vq_ihdm.__version__
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == printed
+    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == printed
+
+
+def test_the_quickstart_notebook_runs(pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its code cells, on a tiny pipeline."""
+    notebook = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] for cell in notebook["cells"] if cell["cell_type"] == "code")
+    shipped = '"../checkpoints/vq-ihdm-oasis"'
+    assert shipped in cells[0]
+    monkeypatch.chdir(tmp_path)
+    names: dict = {"display": lambda *_: None}
+    for cell in cells:
+        exec(cell.replace(shipped, repr(str(pipeline_folder))), names)
+    assert len(names["images"]) == 8
+
+
+def test_the_space_card_and_its_requirements_fit_the_page():
+    card = SpaceCard.load(ROOT / "space" / "README.md")
+    assert card.data.sdk == "gradio" and card.data.app_file == "app.py"
+    required = {line.split(">=")[0] for line in (ROOT / "space" / "requirements.txt").read_text().split()}
+    tree = ast.parse((ROOT / "app.py").read_text())
+    imported = {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported |= {
+        alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+    }
+    # Pillow and numpy come with diffusers, gradio with the Space's SDK.
+    assert imported - set(sys.stdlib_module_names) <= required | {"PIL", "numpy", "gradio"}
