@@ -48,7 +48,7 @@ class GANPipeline(SlicePipeline):
         for start in self.progress_bar(range(0, num_images, batch_size)):
             batch = generators[start : start + batch_size]
             shape = (len(batch), self.decoder.config.latent_dim)
-            latents = randn_tensor(shape, batch, self._execution_device, self.decoder.dtype)
-            images.append(self.decoder(latents).cpu())
+            latents = randn_tensor(shape, batch, self._execution_device)
+            images.append(self.decoder(latents.to(self.decoder.dtype)).cpu())
         self.maybe_free_model_hooks()
         return self.to_output(torch.cat(images), output_type, return_dict)

@@ -20,7 +20,8 @@ class IHDMPipeline(SlicePipeline):
     """
 
     COMPONENTS = {"unet": UNet2DModel, "prior": BlurryPrior, "scheduler": InverseHeatScheduler}
-    model_cpu_offload_seq = "prior->unet"
+    model_cpu_offload_seq = "unet"
+    _exclude_from_cpu_offload = ["prior"]  # it has buffers, but no parameter by which `accelerate` finds its device
 
     def __init__(self, unet: UNet2DModel, prior: BlurryPrior, scheduler: InverseHeatScheduler):
         super().__init__()
@@ -57,7 +58,7 @@ class IHDMPipeline(SlicePipeline):
                 sample = self.prior.sample(len(batch), batch).to(device, dtype)
                 for timestep in timesteps:
                     difference = self.unet(sample, timestep).sample
-                    noise = randn_tensor(sample.shape, batch, device, dtype)
+                    noise = randn_tensor(sample.shape, batch, device).to(dtype)
                     sample = self.scheduler.step(difference, timestep, sample, noise)
                     progress.update()
                 images.append(sample.cpu())

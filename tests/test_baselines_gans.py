@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from conftest import run_script
 from diffusers import DiffusionPipeline
 from scipy.optimize import linear_sum_assignment
+from test_distributed import torchrun
 from torch import nn
 
 from vq_ihdm import GANPipeline, load_pipeline
@@ -24,6 +25,7 @@ from vq_ihdm.baselines.wgan import WGAN, gradient_penalty
 from vq_ihdm.data.images import SliceTensors, load_slices
 from vq_ihdm.training.adversarial import train_adversarial
 from vq_ihdm.training.config import add_training_arguments, parse_args
+from vq_ihdm.training.state import load_state
 
 GANS = {"wgan": WGAN, "alphawgan": AlphaWGAN, "vaegan": VAEGAN, "ccegan": CCEGAN}
 
@@ -264,3 +266,14 @@ def test_exact_resume(template_set, tmp_path):
     )  # fmt: skip
     for file in ("checkpoint-2/state.safetensors", "samples.png"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "resumed" / file).read_bytes(), file
+
+
+@pytest.mark.slow
+def test_two_processes_play_the_same_game(template_set, tmp_path):
+    torchrun(tmp_path, ["train_baseline.py", *flags("vaegan", template_set, 1), "--output_dir", tmp_path / "run"])
+    first, second = (load_state(tmp_path / "run" / f"process-{process}")["networks"] for process in (0, 1))
+    weights = {name for name, _ in VAEGAN(32, 32, 8).named_parameters()}
+    for name in weights:
+        assert torch.equal(first[name], second[name]), name
+    # Each sees its own half of the images.
+    assert any(not torch.equal(first[name], second[name]) for name in first.keys() - weights)
