@@ -6,7 +6,7 @@ import torch
 from diffusers import ImagePipelineOutput, VQModel
 
 from ..baselines.absorbing import AbsorbingDenoiser, reveal
-from ..scheduling_heat_dissipation import code_probabilities, rand_each
+from ..scheduling_heat_dissipation import code_probabilities, draw_codes, rand_each
 from .token_pipeline import TokenPipeline
 
 
@@ -90,8 +90,7 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
         for step, steps_left in enumerate(range(num_inference_steps, 0, -1)):
             probabilities = code_probabilities(self.denoiser(code_indices).logits, temperature, top_p=1.0)
             uniform = rand_each((2, *shape), len(generators), generators, device)
-            # Inverse transform sampling: one uniform number a position, whatever the size of the codebook.
-            drawn = (probabilities.cumsum(-1) <= uniform[:, 0, ..., None]).sum(-1).clamp_max(config.num_codes - 1)
+            drawn = draw_codes(probabilities, uniform[:, 0])
             code_indices = reveal(code_indices, drawn, uniform[:, 1], steps_left, config.mask_index)
             if callback is not None:
                 tensors = {"code_indices": code_indices}

@@ -136,9 +136,7 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
 
         probabilities = code_probabilities(model_output.flatten(1, 2), temperature, top_p)
         noise = rand_each((2, height * width), batch, generator, device)
-        # Inverse transform sampling: one uniform number a position, whatever the size of the codebook.
-        threshold = noise[:, 0, :, None] * probabilities.sum(-1, keepdim=True)
-        drawn = (probabilities.cumsum(-1) <= threshold).sum(-1).clamp_max(probabilities.shape[-1] - 1)
+        drawn = draw_codes(probabilities, noise[:, 0])
         is_open = code_indices.flatten(1) == OPEN
         drawn = torch.where(is_open, drawn, code_indices.flatten(1))
 
@@ -191,6 +189,15 @@ def code_probabilities(logits: torch.Tensor, temperature: float, top_p: float) -
         before = ordered.cumsum(-1) - ordered  # probability of everything more likely
         probabilities = probabilities.masked_fill((before >= top_p).gather(-1, order.argsort(-1)), 0)
     return probabilities
+
+
+def draw_codes(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.LongTensor:
+    """(...,) codes from (..., K) unnormalised probabilities and (...,) uniform numbers.
+
+    Inverse transform sampling: one uniform number a position, whatever the size of the codebook.
+    """
+    cumulative = probabilities.cumsum(-1)
+    return (cumulative <= uniform[..., None] * cumulative[..., -1:]).sum(-1).clamp_max(probabilities.shape[-1] - 1)
 
 
 def rand_each(
