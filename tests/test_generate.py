@@ -12,6 +12,8 @@ from conftest import GENERATE_FLAGS, run_script, tiny_vq_ihdm
 from PIL import Image
 
 from generate import seed_of_image
+from vq_ihdm import GANPipeline
+from vq_ihdm.baselines.stacks import LatentDecoder
 from vq_ihdm.evaluation.image_sets import read_image_folder
 
 
@@ -129,6 +131,15 @@ def test_spacing_comes_from_the_pipelines_record(generate, ihdm_run, template_se
     np.testing.assert_allclose(nib.load(folder / "000000.nii.gz").header.get_zooms(), [*spacing_mm[::-1], 1])
     assert {file.suffix for file in folder.iterdir()} == {".gz", ".json", ".png"}
     assert (folder / "contact_sheet.png").exists() and not (folder / "000000.png").exists()
+
+
+def test_a_pipeline_without_steps_or_temperature(generate, tmp_path):
+    GANPipeline(LatentDecoder(32, 32, latent_dim=8).eval()).save_pretrained(tmp_path / "gan")
+    assert read_image_folder(generate("--num_images", 3, pipeline=tmp_path / "gan")).shape == (3, 32, 32)
+    for flag in ("--num_inference_steps", "--temperature", "--top_p"):
+        assert f"a GANPipeline takes no {flag}" in refusal(
+            generate, "--num_images", 3, flag, 1, pipeline=tmp_path / "gan"
+        )
 
 
 def test_other_settings_are_refused(generate, generated, pipeline_folder, tmp_path):
