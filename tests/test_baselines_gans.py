@@ -270,9 +270,9 @@ def test_exact_resume(template_set, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_play_the_same_game(template_set, tmp_path):
-    torchrun(tmp_path, ["train_baseline.py", *flags("vaegan", template_set, 1), "--output_dir", tmp_path / "run"])
+    torchrun(tmp_path, ["train_baseline.py", *flags("wgan", template_set, 1), "--output_dir", tmp_path / "run"])
     first, second = (load_state(tmp_path / "run" / f"process-{process}")["networks"] for process in (0, 1))
-    weights = {name for name, _ in VAEGAN(32, 32, 8).named_parameters()}
+    weights = {name for name, _ in WGAN(32, 32, 8).named_parameters()}
     for name in weights:
         assert torch.equal(first[name], second[name]), name
     # Each sees its own half of the images.
