@@ -28,8 +28,8 @@ from safetensors.torch import load_file
 SHIPPED = Path(__file__).parent / "checkpoints" / "vq-ihdm-oasis"
 ABOUT = """# Synthetic brain slices in one step
 Discrete VQ-IHDM draws a blurry state from a prior, the codes of a VQGAN from a denoiser, and pixels from the VQGAN's
-decoder. **For research, not for diagnosis**: nobody has these brains. The same numbers give the same images."""
-BLEND = "Moves the blurry state u_T towards that of the second seed; the random numbers behind the codes stay the same."
+decoder. **For research, not for diagnosis.** The same numbers give the same images."""
+BLEND = "from the blurry state of the first seed to that of the second"
 AUDIT = """Under each image: root-mean-square difference in grey levels to the nearest training slice, both reduced
 {pool}-fold, and the share of held-out slices that have a nearer one. A copy would be at 0 and 0 %."""
 
@@ -98,14 +98,13 @@ def build_page(folder: Path, downloads: Path) -> gr.Blocks:
         gr.Markdown(ABOUT)
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
-                inputs = [
-                    gr.Slider(1, 16, 8, step=1, label="Images"),
-                    gr.Number(0, label="Seed", precision=0, minimum=0),
-                    gr.Slider(1, 12, 1, step=1, label="Steps"),
-                    gr.Slider(0, 1.5, pipe.scheduler.config.temperature, step=0.05, label="Temperature"),
-                    gr.Number(1, label="Second seed", precision=0, minimum=0),
-                    gr.Slider(0, 1, 0, step=0.05, label="Blend towards the second seed", info=BLEND),
-                ]
+                num_images = gr.Slider(1, 16, 8, step=1, label="Images")
+                steps = gr.Slider(1, 12, 1, step=1, label="Steps")
+                temperature = gr.Slider(0, 1.5, pipe.scheduler.config.temperature, step=0.05, label="Temperature")
+                with gr.Row():
+                    seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=80)
+                    second_seed = gr.Number(1, label="Second seed", precision=0, minimum=0, min_width=80)
+                blend = gr.Slider(0, 1, 0, step=0.05, label="Blend", info=BLEND)
                 button = gr.Button("Generate", variant="primary", elem_id="generate")
             with gr.Column(scale=3):
                 gallery = gr.Gallery(label="Samples", columns=4, format="png", object_fit="contain", elem_id="samples")
@@ -116,7 +115,7 @@ def build_page(folder: Path, downloads: Path) -> gr.Blocks:
                         gr.DownloadButton("Contact sheet (PNG)", elem_id="png"),
                         gr.DownloadButton("Slices (NIfTI)", elem_id="nifti"),
                     ]
-        button.click(generate, inputs, [gallery, *files])
+        button.click(generate, [num_images, seed, steps, temperature, second_seed, blend], [gallery, *files])
     return page
 
 

@@ -2,13 +2,13 @@
 
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from browser import generate, start_browser, until
 from conftest import tiny_vq_ihdm
 from hub_fixtures import record
 from PIL import Image
@@ -86,60 +86,30 @@ def test_the_nifti_file_holds_the_slices_the_right_way_round(tmp_path: Path):
 @pytest.fixture(scope="module")
 def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of the running page."""
-    blocks = app.build_page(folder, tmp_path_factory.mktemp("downloads"))
-    _, address, _ = blocks.launch(prevent_thread_lock=True, quiet=True, allowed_paths=["/tmp"])
+    offered = tmp_path_factory.mktemp("offered")
+    blocks = app.build_page(folder, offered)
+    _, address, _ = blocks.launch(prevent_thread_lock=True, quiet=True, allowed_paths=[str(offered)])
     yield address
     blocks.close()
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="the browser's test needs selenium")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        pytest.skip("no Chromium here: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    profile = tmp_path_factory.mktemp("profile")
-    for flag in (
-        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-        "disable-component-update", "disable-sync", "disable-dev-shm-usage", "window-size=1280,900",
-        f"user-data-dir={profile}",
-    ):  # fmt: skip
-        options.add_argument(f"--{flag}")
-    downloads = tmp_path_factory.mktemp("browser")
-    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    browser.downloads = downloads
+def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("downloads")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory, downloads: Path) -> Iterator:
+    browser = start_browser(tmp_path_factory.mktemp("profile"), downloads)
     yield browser
     browser.quit()
 
 
-def until(condition, seconds: float = 60):
-    """The first true value of `condition()`."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "the browser waited in vain"
-        time.sleep(0.1)
-    return value
-
-
-def test_a_visitor_presses_generate_sees_eight_brains_and_downloads_them(browser, page: str):
-    browser.get(page)
-    until(lambda: browser.find_elements("css selector", "#generate"))[0].click()
-    images = until(lambda: loaded(browser, 8))
+def test_a_visitor_presses_generate_sees_eight_brains_and_downloads_them(browser, page: str, downloads: Path):
+    images = generate(browser, page, 8)
     assert all(image.get_property("naturalWidth") == 32 for image in images)
     assert len(re.findall(r"\d+\.\d · \d+%", browser.find_element("css selector", "#samples").text)) == 8
-    for name, suffix in (("png", ".png"), ("nifti", ".nii.gz")):
-        until(lambda name=name: browser.find_elements("css selector", f"a:has(#{name}), #{name}"))[0].click()
-        file = until(lambda suffix=suffix: list(browser.downloads.glob(f"*{suffix}")))[0]
-        if suffix == ".png":
-            assert Image.open(file).size == (4 * 32, 2 * 32)
-        else:
-            assert nib.load(file).shape == (32, 32, 8)
-
-
-def loaded(browser, count: int) -> list:
-    images = browser.find_elements("css selector", "#samples .grid-container img")
-    complete = [image for image in images if image.get_property("complete") and image.get_property("naturalWidth")]
-    return complete if len(complete) == count else []
+    for button in ("png", "nifti"):
+        browser.find_element("css selector", f"#{button}").click()
+    assert Image.open(until(lambda: list(downloads.glob("*.png")))[0]).size == (4 * 32, 2 * 32)
+    assert nib.load(until(lambda: list(downloads.glob("*.nii.gz")))[0]).shape == (32, 32, 8)
