@@ -10,7 +10,7 @@ wgan, alphawgan, vaegan, ccegan
             GANs from latents to pixels (Kwon et al., 2019; Xing et al., 2021)
 
 `--model <model> --help` lists the flags of one model; its section of a preset is called `baseline_<model>`. Under
---output_dir the script leaves what train_ihdm.py leaves: `checkpoint-<step>/`, `best/`, `pipeline/`, `samples.png`,
+--output_dir the script leaves `checkpoint-<step>/`, `best/`, `last/`, `pipeline/` (around `best/`), `samples.png`,
 `config.json`, `metrics.json` and the trackers' `logs/`.
 """
 
