@@ -70,10 +70,12 @@ def captions(images: list[Image.Image], index: dict[str, torch.Tensor] | None) -
 
 
 def save_nifti(images: list[Image.Image], spacing_mm: list[float], file: Path) -> None:
-    """The images, anterior up, as the sections of one NIfTI file (x to the right, y to the front)."""
+    """The images, anterior up, as the sections of one NIfTI file in RAS, the middle of each at x = y = 0."""
     sections = np.stack([np.asarray(image) for image in images]).transpose(2, 1, 0)[:, ::-1]
     vertical, horizontal = spacing_mm
-    nib.save(nib.Nifti1Image(np.ascontiguousarray(sections), np.diag([horizontal, vertical, 1, 1])), file)
+    affine = np.diag([horizontal, vertical, 1.0, 1.0])
+    affine[:2, 3] = -horizontal * (sections.shape[0] - 1) / 2, -vertical * (sections.shape[1] - 1) / 2
+    nib.save(nib.Nifti1Image(np.ascontiguousarray(sections), affine), file)
 
 
 def build_page(folder: Path, downloads: Path) -> gr.Blocks:

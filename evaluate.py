@@ -13,7 +13,6 @@ import inspect
 from pathlib import Path
 
 import torch
-from vq_ihdm.pipelines import load_pipeline
 
 from vq_ihdm.errors import InputError, run
 from vq_ihdm.evaluation.evaluator import EvaluationSet, evaluate_images
@@ -21,6 +20,7 @@ from vq_ihdm.evaluation.features import load_networks
 from vq_ihdm.evaluation.image_sets import read_data_set, read_image_folder
 from vq_ihdm.evaluation.pipelines import evaluate_pipeline
 from vq_ihdm.files import replacing
+from vq_ihdm.pipelines import load_pipeline
 
 SAMPLING = ("num_inference_steps", "temperature")
 

@@ -56,7 +56,13 @@ class SlicePipeline(DiffusionPipeline):
 
     @staticmethod
     def to_output(images: torch.Tensor, output_type: str, return_dict: bool) -> ImagePipelineOutput | tuple:
-        """(N, 1, H, W) in [-1, 1] as PIL images of mode L, or as `np` (N, H, W, 1) or `pt` (N, 1, H, W) in [0, 1]."""
+        """(N, 1, H, W) in [-1, 1] as PIL images of mode L, or as `np` (N, H, W, 1) or `pt` (N, 1, H, W) in [0, 1].
+
+        Raises:
+            ValueError: an unknown `output_type`.
+        """
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type is pil, np or pt, not {output_type}")
         images = (images.float() / 2 + 0.5).clamp(0, 1)
         if output_type == "pt":
             output: Any = images

@@ -27,13 +27,7 @@ class TokenPipeline(SlicePipeline):
     def finish(
         self, code_indices: torch.LongTensor, batch_size: int, output_type: str, return_dict: bool
     ) -> ImagePipelineOutput | tuple:
-        """Decode drawn codes (N, h, w), `batch_size` images at a time, into the asked output.
-
-        Raises:
-            ValueError: an unknown `output_type`.
-        """
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"output_type is pil, np, pt or latent, not {output_type}")
+        """Decode drawn codes (N, h, w), `batch_size` images at a time, into the asked output; `latent`: the codes."""
         if output_type == "latent":
             return ImagePipelineOutput(images=code_indices) if return_dict else (code_indices,)
         images = torch.cat([self.decode_codes(codes).cpu() for codes in code_indices.split(batch_size)])

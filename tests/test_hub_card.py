@@ -101,7 +101,7 @@ def test_no_path_and_no_name_enters_the_record():
     args = argparse.Namespace(
         **secrets, **dict.fromkeys(METHODS, "method"), seed=1, train_batch_size=4, gradient_accumulation_steps=2
     )
-    stage = stage_record(args, {"loss": 1.5, "step": 10, "seconds": 3.0})
+    stage = stage_record(args, {"loss": 1.5, "step": 10, "images_seen": 80, "seconds": 3.0})
     assert "jane" not in json.dumps(stage)
     assert stage["settings"] == dict.fromkeys(METHODS, "method") | {
         "seed": 1, "train_batch_size": 4, "gradient_accumulation_steps": 2,
@@ -124,7 +124,7 @@ def test_pictures_of_scans_are_left_out_where_they_must_not_be_passed_on(
     args = argparse.Namespace(
         dataset_name=str(data), vqvae=str(model), seed=0, train_batch_size=4, gradient_accumulation_steps=1
     )
-    describe(model, tiny_vq_ihdm(), args, {"step": 1, "seconds": 1.0}, load_slices(str(data)))
+    describe(model, tiny_vq_ihdm(), args, {"step": 1, "images_seen": 4, "seconds": 1.0}, load_slices(str(data)))
     assert (model / "samples.png").is_file()
     assert (model / "reconstructions.png").is_file() == redistribution
     found = read_record(model)["data"]
@@ -142,7 +142,7 @@ def test_the_record_of_the_tokenizer_comes_along(pipeline_folder: Path, template
     args = argparse.Namespace(
         dataset_name=None, vqvae=str(vqvae), seed=0, train_batch_size=4, gradient_accumulation_steps=1
     )
-    describe(model, tiny_vq_ihdm(), args, {"step": 1, "seconds": 1.0}, load_slices(str(template_set)))
+    describe(model, tiny_vq_ihdm(), args, {"step": 1, "images_seen": 4, "seconds": 1.0}, load_slices(str(template_set)))
     first, second = read_record(model)["stages"]
     assert first == STAGE and second["step"] == 1
     assert read_record(model)["data"]["redistribution"] is False  # a plain folder of images counts as confidential

@@ -196,7 +196,7 @@ def describe_training(record: dict[str, Any], folder: Path) -> str:
     if prior.is_file():
         config = json.loads(prior.read_text())
         texts.append(
-            f"**Blurry prior**: kind `{config['kind']}` at sigma {config['sigma']:g} cells of the code grid, "
+            f"**Blurry prior**: kind `{config['kind']}` at sigma {config['sigma']:g} in cells of its grid, "
             f"{config['num_modes']} cosine modes, rank {config['rank']}, {config['num_components']} components, "
             f"{config['variance_kept']:.1%} of the variance of the training states."
         )

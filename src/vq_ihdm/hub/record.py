@@ -63,7 +63,7 @@ def stage_record(args: argparse.Namespace, metrics: dict[str, float]) -> dict[st
 
     Args:
         args: the effective configuration.
-        metrics: of the weights that are kept: `step`, `seconds` and the held-out measures.
+        metrics: of the weights that are kept: `step`, `images_seen`, `seconds` and the held-out measures.
     """
     settings = {
         name: value
@@ -74,13 +74,12 @@ def stage_record(args: argparse.Namespace, metrics: dict[str, float]) -> dict[st
     if settings.get("perceptual") == "none":
         not_measures.add("lpips")
     state = PartialState()  # of `accelerate`, under which every train script runs
-    batch = args.train_batch_size * args.gradient_accumulation_steps * state.num_processes
     return {
         "script": Path(sys.argv[0]).name,
         "settings": settings,
         "held_out": {name: value for name, value in metrics.items() if name not in not_measures},
         "step": metrics["step"],
-        "images_seen": metrics["step"] * batch,
+        "images_seen": metrics["images_seen"],
         "seconds": metrics["seconds"],
         "hardware": {
             "device": torch.cuda.get_device_name() if state.device.type == "cuda" else cpu_name(),
