@@ -54,14 +54,17 @@ def test_figures_reach_table_and_metadata_with_n_floor_and_interval(model: Path)
     assert "unavailable: no 1008-way head" in card.text
     name, results = model_index_to_eval_results(card.data.to_dict()["model-index"])
     assert name == "brains"
-    assert {result.metric_type: result.metric_value for result in results} == {"kid": 0.0512, "nearest_ratio": 1.0}
+    figures = {result.metric_type: result.metric_value for result in results}
+    assert figures == {"kid": 0.0512, "nearest_ratio": 1.0, "training_share": 0.8}
     assert all(result.task_type == "unconditional-image-generation" for result in results)
 
 
-@pytest.mark.parametrize("ratio", [0.5, 0.9, 0.97, 1.0, 1.2])
-def test_the_audit_fails_where_the_whole_interval_lies_below_the_floor(model: Path, ratio: float):
-    evaluate(model, ratio)
-    failed = ratio + 0.02 < 1 - MARGIN
+@pytest.mark.parametrize(
+    ("ratio", "share"), [(0.5, 0.8), (0.9, 0.8), (0.97, 0.8), (1.2, 0.8), (1.0, 0.1), (1.0, 0.86), (1.0, 0.95)]
+)
+def test_the_audit_fails_where_an_interval_lies_wholly_on_the_wrong_side(model: Path, ratio: float, share: float):
+    evaluate(model, ratio, share)
+    failed = ratio + 0.02 < 1 - MARGIN or share - 0.02 > 0.8 + MARGIN
     assert bool(audit_failures(json.loads((model / "evaluation" / "report.json").read_text()))) == failed
     assert ("**Failed.**" if failed else "**Passed**") in section(model_card(model), "Memorisation audit")
 

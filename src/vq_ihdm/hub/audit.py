@@ -2,7 +2,7 @@
 
 from typing import Any
 
-MARGIN = 0.05  # less than so much below the floor is no reason for alarm, however narrow the interval
+MARGIN = 0.05  # a smaller deviation from the floor is no reason for alarm, however narrow the interval
 
 
 def memorisation_figures(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -10,19 +10,22 @@ def memorisation_figures(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def audit_failures(report: dict[str, Any]) -> list[str]:
-    """A sentence for each space in which generated images stand nearer to training than to held-out subjects.
+    """A sentence for each space in which generated images favour training subjects.
 
-    The distance ratio decides: it fails where its whole 95 % interval lies more than `MARGIN` below the floor, the
-    same ratio of held-out images. The copy rate does not: images smoother than scans exceed its floor without copying.
+    Distance ratio and share decide: they fail where the whole 95 % interval lies more than `MARGIN` on the wrong side
+    of the floor, the same measure of held-out images. The copy rate does not: images smoother than scans exceed its
+    floor without copying anybody.
     """
     failures = []
     for figure in memorisation_figures(report):
-        if figure["name"] != "nearest_ratio" or figure["generated"] is None:
+        if figure["generated"] is None or figure["floor"] is None:
             continue
-        highest, floor = figure["generated"]["interval"][1], figure["floor"]["value"] if figure["floor"] else 1.0
-        if highest < (1 - MARGIN) * floor:
+        (lowest, highest), floor = figure["generated"]["interval"], figure["floor"]["value"]
+        too_near = figure["name"] == "nearest_ratio" and highest < (1 - MARGIN) * floor
+        too_often = figure["name"] == "training_share" and lowest > floor + MARGIN
+        if too_near or too_often:
             failures.append(
-                f"In {figure['features']} generated images stand nearer to training than to held-out subjects "
-                f"(ratio {figure['generated']['value']:.3f}, floor {floor:.3f})."
+                f"In {figure['features']} generated images favour training subjects: {figure['title'].lower()} "
+                f"{figure['generated']['value']:.3f}, of held-out images {floor:.3f}."
             )
     return failures

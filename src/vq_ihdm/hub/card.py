@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from ..data.cards import ADNI, IXI, OASIS1, OWN, TEMPLATE
 from ..errors import InputError
+from ..evaluation.report import EXPLANATIONS
 from .audit import audit_failures, memorisation_figures
 from .record import RECORD, read_record
 
@@ -231,15 +232,9 @@ def describe_audit(report: dict[str, Any] | None, system: str) -> str:
     verdict = (
         f"**Failed.** {' '.join(failures)}"
         if failures
-        else "**Passed**: generated images stand no nearer to training subjects than to held-out ones."
+        else "**Passed**: generated images favour training subjects no more than held-out images do."
     )
-    explanation = (
-        "The ratio is the median distance of a generated image to the nearest training image over that to the "
-        "nearest held-out image, with equally many subjects on both sides; memorisation pushes it below the floor. "
-        "The copy rate is the share of images nearer to a training image than 99 in 100 held-out images are; smooth "
-        "images can exceed its floor without copying anybody. No audit proves that nothing about a person can be "
-        "learned from a model."
-    )
+    explanation = f"{EXPLANATIONS['memorisation']} No audit proves that a model gives nothing about a person away."
     return "\n".join([verdict, "", *figure_table(memorisation_figures(report)), "", explanation])
 
 
