@@ -33,5 +33,10 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# A page to sample from, on the shipped checkpoint.
+app: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable '.[app]'
+	$(BIN)/python app.py
+
 clean:
 	rm -rf $(VENV) outputs
