@@ -46,8 +46,10 @@ def publish(folder: str | Path, repo_id: str, private: bool = True, allow: Colle
     refuse(folder, allow)
     if is_data_set(folder):
         return upload(repo_id, "dataset", private, lambda full_id: files_of(folder))
-    # The card's examples must name the model's new place.
-    with_card = lambda full_id: files_of(folder) | {"README.md": str(model_card(folder, full_id)).encode()}  # noqa: E731
+
+    def with_card(full_id: str) -> Contents:  # whose examples name the model's new place
+        return files_of(folder) | {"README.md": str(model_card(folder, full_id)).encode()}
+
     return upload(repo_id, "model", private, with_card)
 
 
@@ -76,8 +78,10 @@ def is_data_set(folder: Path) -> bool:
 
 
 def refuse(folder: Path, allow: Collection[str]) -> None:
-    """Raises:
-    InputError: there is an objection that is not among `allow`.
+    """Stop at the first objection that is not among `allow`.
+
+    Raises:
+        InputError: there is one.
     """
     for option, sentence in objections(folder).items():
         if option not in allow:
