@@ -35,7 +35,6 @@ lint: $(VENV)/installed
 
 # A page to sample from, on the shipped checkpoint.
 app: $(VENV)/installed
-	$(BIN)/pip install --quiet --editable '.[app]'
 	$(BIN)/python app.py
 
 clean:
