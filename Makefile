@@ -17,10 +17,10 @@ $(VENV)/installed: setup.cfg pyproject.toml
 # Template data, both stages, the prior and eight samples: about ten minutes on two CPU cores.
 demo: $(VENV)/installed
 	$(BIN)/python dataset_scripts/template.py --image_size 88 --downsampling_factor 8 --output_dir $(DEMO)/data
-	$(BIN)/accelerate launch --num_cpu_threads_per_process 2 train_vqgan.py --config demo \
-		--dataset_name $(DEMO)/data --output_dir $(DEMO)/vqgan
-	$(BIN)/accelerate launch --num_cpu_threads_per_process 2 train_ihdm.py --config demo \
-		--dataset_name $(DEMO)/data --vqvae $(DEMO)/vqgan/best --output_dir $(DEMO)/ihdm
+	$(BIN)/accelerate launch --quiet --num_cpu_threads_per_process 2 train_vqgan.py --config demo \
+		--dataset_name $(DEMO)/data --output_dir $(DEMO)/vqgan --resume_from_checkpoint latest
+	$(BIN)/accelerate launch --quiet --num_cpu_threads_per_process 2 train_ihdm.py --config demo \
+		--dataset_name $(DEMO)/data --vqvae $(DEMO)/vqgan/best --output_dir $(DEMO)/ihdm --resume_from_checkpoint latest
 	$(BIN)/python generate.py --pipeline $(DEMO)/ihdm/pipeline --num_images 8 --output_dir $(DEMO)/images
 	cp $(DEMO)/vqgan/reconstructions.png $(DEMO)/reconstructions.png
 	cp $(DEMO)/images/contact_sheet.png $(DEMO)/samples.png

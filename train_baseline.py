@@ -42,7 +42,7 @@ from vq_ihdm.training.slices import draw_slices, spread_slices
 from vq_ihdm.training.tokens import add_transformer_arguments, draw_views, load_tokens
 from vq_ihdm.training.trainer import make_accelerator, train_network
 
-Outcome = tuple[DiffusionPipeline, dict[str, float]] | None  # pipeline and held-out measures; None when interrupted
+Outcome = tuple[DiffusionPipeline, dict[str, float]]  # pipeline and held-out measures
 GANS = {"wgan": WGAN, "alphawgan": AlphaWGAN, "vaegan": VAEGAN, "ccegan": CCEGAN}
 
 
@@ -85,10 +85,7 @@ def train_absorbing(args: argparse.Namespace, accelerator: Accelerator, splits: 
         return {"reweighted_elbo": total / len(held_out_codes)}, {"samples": sample_sheet(pipeline, args.seed)}
 
     denoiser = AbsorbingDenoiser(config)
-    result = train_network(args, accelerator, "absorbing", denoiser, len(train_codes), loss, validate)
-    if result is None:
-        return None
-    best_folder, metrics = result
+    best_folder, metrics = train_network(args, accelerator, "absorbing", denoiser, len(train_codes), loss, validate)
     return AbsorbingDiffusionPipeline(vqvae, AbsorbingDenoiser.from_pretrained(best_folder).eval()), metrics
 
 
@@ -139,10 +136,7 @@ def train_ihdm(args: argparse.Namespace, accelerator: Accelerator, splits: Datas
         return {"squared_error": total / len(held_out)}, {"samples": sample_sheet(pipeline, args.seed)}
 
     unet = create_unet(height, width, args.block_out_channels, args.layers_per_block, args.norm_num_groups)
-    result = train_network(args, accelerator, "ihdm", unet, len(train_set), loss, validate)
-    if result is None:
-        return None
-    best_folder, metrics = result
+    best_folder, metrics = train_network(args, accelerator, "ihdm", unet, len(train_set), loss, validate)
     return IHDMPipeline(UNet2DModel.from_pretrained(best_folder).eval(), prior, scheduler), metrics
 
 
@@ -186,10 +180,7 @@ def train_gan(args: argparse.Namespace, accelerator: Accelerator, splits: Datase
         distance = kernel_mmd(*(F.avg_pool2d(images, 8).flatten(1).double().numpy() for images in (samples, held_out)))
         return {"pixel_mmd": float(distance)}, {"samples": sample_sheet(pipeline, args.seed)}
 
-    result = train_adversarial(args, accelerator, game, SliceTensors(splits["train"]), validate)
-    if result is None:
-        return None
-    best_folder, metrics = result
+    best_folder, metrics = train_adversarial(args, accelerator, game, SliceTensors(splits["train"]), validate)
     return GANPipeline(LatentDecoder.from_pretrained(best_folder).eval()), metrics
 
 
@@ -225,7 +216,7 @@ def main() -> None:
     splits = load_slices(args.dataset_name, args.train_data_dir)
     _, train = MODELS[model]
     outcome = train(args, accelerator, splits)
-    if outcome is not None and accelerator.is_main_process:
+    if accelerator.is_main_process:
         pipeline, metrics = outcome
         save_outcome(pipeline, args, metrics, splits)
 

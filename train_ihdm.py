@@ -128,10 +128,9 @@ def main() -> None:
         pipeline = VQIHDMPipeline(vqvae, averaged, prior.to(device), scheduler)
         return metrics, {"samples": sample_sheet(pipeline, args.seed)}
 
-    result = train_network(args, accelerator, "denoiser", denoiser, len(train_codes), loss, validate)
-    if result is None or not accelerator.is_main_process:
+    best_folder, metrics = train_network(args, accelerator, "denoiser", denoiser, len(train_codes), loss, validate)
+    if not accelerator.is_main_process:
         return
-    best_folder, metrics = result
     best = VQIHDMDenoiser.from_pretrained(best_folder).eval()
     pipeline = VQIHDMPipeline(vqvae, best, prior, scheduler)
     save_outcome(pipeline, args, metrics, splits)

@@ -234,8 +234,8 @@ def main() -> None:
         "epoch_usage": epoch_usage,
     }
     accumulation = args.gradient_accumulation_steps
-    result = run_training(args, accelerator, "vqgan", len(train_set), accumulation, step_once, parts, ema, validate)
-    if result is None or not accelerator.is_main_process:
+    run_training(args, accelerator, "vqgan", len(train_set), accumulation, step_once, parts, ema, validate)
+    if not accelerator.is_main_process:
         return
     about_data = data_facts(args.dataset_name, splits)
     for folder in (Path(args.output_dir) / "best", Path(args.output_dir) / "last"):

@@ -187,7 +187,9 @@ def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(script, request, caps
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=terminate, daemon=True).start()
-    run()
+    with pytest.raises(SystemExit) as stop:
+        run()
+    assert stop.value.code == 130  # `&& next_stage` must not start
     (checkpoint,) = list_checkpoints(folder)
     step = int(checkpoint.name.split("-")[1])
     assert step < 8

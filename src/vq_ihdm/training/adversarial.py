@@ -50,7 +50,7 @@ def train_adversarial(
     game: Game,
     train_set: SliceTensors,
     validate: Callable[[nn.Module], tuple[dict[str, float], dict[str, Image.Image]]],
-) -> tuple[Path, dict[str, float]] | None:
+) -> tuple[Path, dict[str, float]]:
     """Play: in each step every turn in its order, every network with an Adam of its own.
 
     The networks are not wrapped for several processes, whose wrapper cannot differentiate a gradient penalty: the

@@ -20,6 +20,8 @@ from .ema import EMA
 from .loop import Interruption, Stopwatch, batch_order, check_finite
 from .pictures import log_picture, save_picture
 
+INTERRUPTED = 130  # the exit code of a program stopped by Ctrl-C: whatever was to follow must not start
+
 
 def make_accelerator(args: argparse.Namespace) -> Accelerator:
     """The accelerator the shared flags ask for."""
@@ -39,7 +41,7 @@ def train_network(
     num_examples: int,
     loss: Callable[[nn.Module, torch.LongTensor], torch.Tensor],
     validate: Callable[[nn.Module], tuple[dict[str, float], dict[str, Image.Image]]],
-) -> tuple[Path, dict[str, float]] | None:
+) -> tuple[Path, dict[str, float]]:
     """Train `network` with Adam and a moving average of its weights as the shared flags say.
 
     Args:
@@ -91,7 +93,7 @@ def run_training(
     parts: dict[str, Stateful],
     ema: EMA,
     validate: Callable[[nn.Module], tuple[dict[str, float], dict[str, Image.Image]]],
-) -> tuple[Path, dict[str, float]] | None:
+) -> tuple[Path, dict[str, float]]:
     """Steps, checkpoints, validation and trackers, up to --max_train_steps or an interruption.
 
     Leaves in --output_dir `checkpoint-<step>/`, `best/` and `last/` (averaged networks with their `metrics.json`),
@@ -108,8 +110,10 @@ def run_training(
             pictures; both by name.
 
     Returns:
-        the folder of the averaged network with the lowest held-out measure and its metrics; None when the run was
-        interrupted.
+        the folder of the averaged network with the lowest held-out measure, and its metrics.
+
+    Raises:
+        SystemExit: with the code `INTERRUPTED`, when the run was interrupted and its checkpoint is saved.
     """
     output_dir = Path(args.output_dir)
     stopwatch = Stopwatch()
@@ -162,11 +166,11 @@ def run_training(
             folder = checkpointer.save(step)
             if stop and not last:
                 progress.close()
+                accelerator.end_training()
                 accelerator.print(
                     f"interrupted at step {step}: {folder} is saved; go on with --resume_from_checkpoint latest"
                 )
-                accelerator.end_training()
-                return None
+                raise SystemExit(INTERRUPTED)
     progress.close()
     accelerator.end_training()
     return best_folder, best
