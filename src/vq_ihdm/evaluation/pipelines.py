@@ -61,8 +61,7 @@ def tokenize(pipe: DiffusionPipeline, reference: EvaluationSet, num_images: int,
         return _in_batches(lambda batch: pipe.encode_images(batch / 127.5 - 1), tensors, batch_size, "encoding")
 
     def decode(codes: torch.Tensor) -> np.ndarray:
-        images = _in_batches(lambda batch: pipe.decode_codes(batch.to(pipe.device)), codes, batch_size, "decoding")
-        return tensor_to_uint8(images)
+        return tensor_to_uint8(_in_batches(pipe.decode_codes, codes, batch_size, "decoding"))
 
     training_codes, held_out_codes = encode(reference.training.images), encode(reference.held_out.images)
     sample_codes = training_codes[reference.training_index(num_images)]
