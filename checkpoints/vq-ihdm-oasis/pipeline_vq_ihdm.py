@@ -1,0 +1,922 @@
+# Made by `save_pretrained` from vq_ihdm.denoiser, vq_ihdm.heat, vq_ihdm.prior, vq_ihdm.scheduling_heat_dissipation, vq_ihdm.pipelines.slice_pipeline, vq_ihdm.pipelines.token_pipeline, vq_ihdm.pipelines.pipeline_vq_ihdm.
+"""The denoiser: BERT over the positions of a code grid."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import BertConfig, BertModel, PretrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+
+class VQIHDMDenoiserConfig(PretrainedConfig):
+    """Configuration of a `VQIHDMDenoiser`.
+
+    Args:
+        num_codes: K, size of the codebook.
+        code_dim: D, dimension of a code.
+        height, width: the grid of codes.
+        hidden_size, num_hidden_layers, num_attention_heads, dropout: of the `BertModel`; its intermediate size is
+            4 x hidden_size. The defaults are the paper's.
+    """
+
+    model_type = "vq_ihdm_denoiser"
+
+    def __init__(
+        self,
+        num_codes: int = 1024,
+        code_dim: int = 256,
+        height: int = 11,
+        width: int = 11,
+        hidden_size: int = 512,
+        num_hidden_layers: int = 24,
+        num_attention_heads: int = 8,
+        dropout: float = 0.1,
+        **kwargs,
+    ):
+        self.num_codes = num_codes
+        self.code_dim = code_dim
+        self.height = height
+        self.width = width
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.dropout = dropout
+        super().__init__(**kwargs)
+
+
+@dataclass
+class VQIHDMDenoiserOutput(ModelOutput):
+    """`logits`: (B, H, W, K), of p(z_0 | u_t, revealed codes)."""
+
+    logits: torch.FloatTensor | None = None
+
+
+class VQIHDMDenoiser(PreTrainedModel):
+    """Predicts the codes of all positions at once from the blurred embeddings (VQ-IHDM, section 2.3).
+
+    BERT's own inputs serve: `inputs_embeds` are the projected state plus an embedding of sigma, `position_embeddings`
+    the position on the grid, and `token_type_embeddings` the learned flag for revealed positions (type 1). The
+    embedding layer normalises its input, which would lose the amplitude of a D-dimensional state; the projection is
+    therefore non-linear and wider than D. Word embeddings and pooler do not exist: they would get no gradient,
+    which distributed training does not forgive.
+
+    The standardised codebook travels with the weights as the buffer `code_embeddings` (K, D).
+    """
+
+    config_class = VQIHDMDenoiserConfig
+    base_model_prefix = "denoiser"
+    main_input_name = "sample"
+
+    def __init__(self, config: VQIHDMDenoiserConfig):
+        super().__init__(config)
+        self.input_projection = nn.Sequential(
+            nn.Linear(config.code_dim, config.hidden_size),
+            nn.GELU(),
+            nn.Linear(config.hidden_size, config.hidden_size),
+        )
+        self.sigma_embedding = SigmaEmbedding(config.hidden_size)
+        self.bert = BertModel(
+            BertConfig(
+                vocab_size=1,
+                hidden_size=config.hidden_size,
+                num_hidden_layers=config.num_hidden_layers,
+                num_attention_heads=config.num_attention_heads,
+                intermediate_size=4 * config.hidden_size,
+                hidden_dropout_prob=config.dropout,
+                attention_probs_dropout_prob=0.0,  # dropout on the hidden states suffices, and fused kernels need this
+                max_position_embeddings=config.height * config.width,
+            ),
+            add_pooling_layer=False,
+        )
+        self.bert.embeddings.word_embeddings = None
+        self.head = nn.Linear(config.hidden_size, config.num_codes)
+        self.register_buffer("code_embeddings", torch.zeros(config.num_codes, config.code_dim))
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+
+    def embed_codes(self, code_indices: torch.LongTensor) -> torch.Tensor:
+        """(B, H, W) code indices -> (B, D, H, W) standardised embeddings e_0."""
+        return self.code_embeddings[code_indices].permute(0, 3, 1, 2).contiguous()
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        sigma: torch.Tensor,
+        known: torch.BoolTensor | None = None,
+        return_dict: bool = True,
+    ) -> VQIHDMDenoiserOutput | tuple:
+        """
+        Args:
+            sample: (B, D, H, W) the state: blurred embeddings, sharp ones where codes are known.
+            sigma: (B,) blur width of the state in grid cells.
+            known: (B, H, W) which positions are revealed; none when left out.
+        """
+        batch, _, height, width = sample.shape
+        tokens = self.input_projection(sample.flatten(2).transpose(1, 2))
+        tokens = tokens + self.sigma_embedding(sigma)[:, None]
+        if known is None:
+            known = torch.zeros(batch, height, width, dtype=torch.bool, device=sample.device)
+        hidden = self.bert(inputs_embeds=tokens, token_type_ids=known.flatten(1).long()).last_hidden_state
+        logits = self.head(hidden).view(batch, height, width, -1)
+        return VQIHDMDenoiserOutput(logits=logits) if return_dict else (logits,)
+
+
+class SigmaEmbedding(nn.Module):
+    """(B,) sigma -> (B, hidden_size): Fourier features of log sigma, then a small network."""
+
+    def __init__(self, hidden_size: int, num_frequencies: int = 32):
+        super().__init__()
+        # log sigma spans about 4 (0.5 to 24): periods from 16 down to an eighth tell neighbouring sigmas apart.
+        self.num_frequencies = num_frequencies
+        self.layers = nn.Sequential(
+            nn.Linear(2 * num_frequencies, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+        )
+
+    def forward(self, sigma: torch.Tensor) -> torch.Tensor:
+        frequencies = torch.logspace(math.log10(1 / 16), math.log10(8), self.num_frequencies, device=sigma.device)
+        angles = 2 * math.pi * sigma.float().log()[:, None] * frequencies
+        features = torch.cat([angles.sin(), angles.cos()], dim=-1)
+        return self.layers(features.to(self.layers[0].weight.dtype))
+
+
+"""Heat dissipation on a grid: the mathematics of the forward process, as pure functions.
+
+With reflecting borders the cosine modes are eigenfunctions of the heat equation du/dt = laplace u. Mode (n, m) of an
+H x W grid decays as exp(-lambda_nm t) with lambda_nm = (pi n / H)^2 + (pi m / W)^2, and running the equation for
+t = sigma^2 / 2 equals a Gaussian blur of standard deviation sigma, in units of grid cells (Rissanen et al., 2023,
+eq. 5-6; the released snippet of VQ-IHDM has this lambda, the formula in its text lacks the squares of pi, H and W).
+
+Every function keeps dtype and device of its input and can be differentiated.
+"""
+
+import math
+
+import torch
+
+
+def dct_basis(size: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> torch.Tensor:
+    """The orthonormal DCT-II as a matrix (size, size): row n is mode n, so `basis @ u` transforms a column u."""
+    position = torch.arange(size, dtype=torch.float64) + 0.5
+    mode = torch.arange(size, dtype=torch.float64)
+    basis = torch.cos(math.pi / size * torch.outer(mode, position)) * math.sqrt(2 / size)
+    basis[0] /= math.sqrt(2)
+    return basis.to(device=device, dtype=dtype)
+
+
+def dct(u: torch.Tensor) -> torch.Tensor:
+    """Orthonormal 2-D DCT-II over the last two axes, (..., H, W) -> (..., H, W); scipy's `dctn(norm="ortho")`."""
+    height, width = u.shape[-2:]
+    return dct_basis(height, u.dtype, u.device) @ u @ dct_basis(width, u.dtype, u.device).T
+
+
+def idct(coefficients: torch.Tensor) -> torch.Tensor:
+    """Inverse of `dct`."""
+    height, width = coefficients.shape[-2:]
+    basis_h = dct_basis(height, coefficients.dtype, coefficients.device)
+    return basis_h.T @ coefficients @ dct_basis(width, coefficients.dtype, coefficients.device)
+
+
+def heat_kernel(sigma: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Gain exp(-lambda_nm sigma^2 / 2) of every mode: (...) sigmas in grid cells -> (..., height, width) in [0, 1]."""
+    lambda_h = (math.pi * torch.arange(height, dtype=sigma.dtype, device=sigma.device) / height) ** 2
+    lambda_w = (math.pi * torch.arange(width, dtype=sigma.dtype, device=sigma.device) / width) ** 2
+    t = sigma[..., None, None] ** 2 / 2
+    return torch.exp(-(lambda_h[:, None] + lambda_w[None, :]) * t)
+
+
+def blur(u: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
+    """Run the heat equation on u for t = sigma^2 / 2.
+
+    Args:
+        u: (B, D, H, W).
+        sigma: blur width in grid cells, one for all or one for each of the B fields; 0 leaves u as it is.
+
+    Returns:
+        (B, D, H, W). Conserves every channel's mean; blur(blur(u, a), b) = blur(u, sqrt(a^2 + b^2)).
+    """
+    sigma = torch.as_tensor(sigma, dtype=u.dtype, device=u.device).expand(u.shape[0])
+    return idct(dct(u) * heat_kernel(sigma, *u.shape[-2:])[:, None])
+
+
+def sigma_schedule(sigma_min: float, sigma_max: float, num_sigmas: int) -> torch.Tensor:
+    """`num_sigmas` blur widths from sigma_min to sigma_max, ascending and evenly spaced in log sigma, float64."""
+    return torch.logspace(math.log10(sigma_min), math.log10(sigma_max), num_sigmas, dtype=torch.float64)
+
+
+def surviving_modes(sigma: float, height: int, width: int, min_gain: float = 0.05) -> torch.Tensor:
+    """Which modes keep at least `min_gain` of their amplitude under a blur of width sigma: (height, width) bool."""
+    return heat_kernel(torch.tensor(sigma, dtype=torch.float64), height, width) >= min_gain
+
+
+"""The blurry prior: where u_T comes from, without the training data."""
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+
+
+
+class BlurryPrior(ModelMixin, ConfigMixin):
+    """A Gaussian mixture over the DCT coefficients that survive the blur at sigma.
+
+        k ~ weights,  s = means_k + factors_k eps,  coefficients = mean + s basis,  u_T = idct(coefficients)
+
+    Three kinds share this form (see `vq_ihdm.fit_prior`):
+
+    - `mixture` (the default): PCA basis and a few Gaussians with full covariance. Low-rank and smooth, it holds
+      averages over many subjects and is what may be published.
+    - `slice`: rank 0, the mean is one blurred training slice: the paper's prior.
+    - `images`: one component of zero width for each training slice. It *is* the (blurred) training set, so it refuses
+      to be saved unless `allow_saving_images` is set.
+
+    The draws are free of noise; the delta of the forward process is added by whoever samples.
+
+    Args:
+        kind: `mixture`, `slice` or `images`.
+        code_dim, height, width: D and the grid of codes.
+        sigma: blur width in grid cells to which u_T belongs.
+        num_modes: M, retained DCT modes.
+        rank: R, dimension of the PCA space.
+        num_components, factor_rank: mixture components, and the columns of their covariance factors.
+        variance_kept: share of the variance of the training u_T inside the PCA space.
+    """
+
+    config_name = "config.json"
+
+    @register_to_config
+    def __init__(
+        self,
+        kind: str,
+        code_dim: int,
+        height: int,
+        width: int,
+        sigma: float,
+        num_modes: int,
+        rank: int,
+        num_components: int,
+        factor_rank: int,
+        variance_kept: float,
+    ):
+        super().__init__()
+        self.allow_saving_images = False
+        self.register_buffer("modes", torch.zeros(num_modes, dtype=torch.long))  # flat index into the H x W modes
+        self.register_buffer("mean", torch.zeros(code_dim * num_modes))
+        self.register_buffer("basis", torch.zeros(rank, code_dim * num_modes))
+        self.register_buffer("weights", torch.full((num_components,), 1 / num_components))
+        self.register_buffer("means", torch.zeros(num_components, rank))
+        self.register_buffer("factors", torch.zeros(num_components, rank, factor_rank))
+
+    @property
+    def sigma(self) -> float:
+        """Blur width of the draws, in grid cells."""
+        return self.config.sigma
+
+    def sample(
+        self, num_samples: int, generator: torch.Generator | list[torch.Generator] | None = None
+    ) -> torch.Tensor:
+        """Draw u_T, (num_samples, D, H, W), in units of the standardised embeddings.
+
+        Args:
+            generator: one for all draws, or a list with one for each.
+        """
+        generators = generator if isinstance(generator, list) else [generator] * num_samples
+        _, rank, columns = self.factors.shape
+        picks, noise = [], []
+        for g in generators:  # a draw must not depend on how many are drawn with it
+            device = g.device if g is not None else self.device
+            uniform = torch.rand((), device=device, generator=g, dtype=torch.float64)
+            picks.append(torch.searchsorted(self.weights.double().cumsum(0).to(device), uniform).to(self.device))
+            noise.append(torch.randn(columns, device=device, generator=g).to(self.device, self.dtype))
+        component = torch.stack(picks).clamp_max(len(self.weights) - 1)
+        scores = self.means[component] + (self.factors[component] @ torch.stack(noise)[..., None])[..., 0]
+        coefficients = (self.mean + scores @ self.basis).unflatten(-1, (self.config.code_dim, -1))
+        grid = torch.zeros(
+            num_samples,
+            self.config.code_dim,
+            self.config.height * self.config.width,
+            device=self.device,
+            dtype=self.dtype,
+        )
+        grid[..., self.modes] = coefficients
+        return idct(grid.unflatten(-1, (self.config.height, self.config.width)))
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As `ModelMixin.save_pretrained`.
+
+        Raises:
+            ValueError: the prior is made of training images and `allow_saving_images` was not set.
+        """
+        if self.config.kind == "images" and not self.allow_saving_images:
+            raise ValueError(
+                "a prior of kind 'images' holds blurred scans of the training subjects and is not saved; fit one of "
+                "kind 'mixture', or set prior.allow_saving_images = True if the data may be passed on"
+            )
+        super().save_pretrained(save_directory, **kwargs)
+
+
+"""The forward and reverse process of discrete VQ-IHDM as a diffusers scheduler."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput
+
+
+OPEN = -1  # the code index of a position that is not revealed yet
+
+
+@dataclass
+class HeatDissipationSchedulerOutput(BaseOutput):
+    """One reverse step.
+
+    Args:
+        prev_sample (`torch.Tensor` of shape `(B, D, H, W)`): the less blurred state: u_T where positions are still
+            open, the sharp embeddings of the codes where they have been revealed.
+        code_indices (`torch.LongTensor` of shape `(B, H, W)`): the codes revealed so far, `OPEN` elsewhere.
+        pred_code_indices (`torch.LongTensor` of shape `(B, H, W)`): codes drawn for every position: what the step
+            would return were it the last one.
+    """
+
+    prev_sample: torch.Tensor
+    code_indices: torch.LongTensor
+    pred_code_indices: torch.LongTensor
+
+
+class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
+    """Heat dissipation over code embeddings, and its reversal by revealing codes.
+
+    Time runs from t = 0, sharp, to t = T = `num_train_timesteps`, most blurred. The forward process is
+
+        u_t = blur(e_0, sigma_t) + delta * noise,  sigma_1 = sigma_min ... sigma_T = sigma_max in log steps,
+
+    (VQ-IHDM, eq. 3, with delta = 0 there). The paper lists the sigmas from 24 down, the IHDM code from 0.5 up; here
+    index and blur grow together.
+
+    The reverse process starts from a draw of u_T. The denoiser gives p(z_0 | u_T) for every position at once, so
+    one step draws all codes independently given u_T: the paper's sampler. With more steps u_T stays fixed as context
+    and at each time t a share sin(pi t / 2T) of the positions is left open; what has been revealed is shown to the
+    denoiser as sharp embeddings, so that the remaining codes are drawn in its knowledge. (Blurring the drawn codes to
+    a smaller sigma and going on, the obvious alternative, redraws at each step the low frequencies that u_T had
+    fixed, and gets worse with more steps.)
+
+    Args:
+        num_train_timesteps: T.
+        sigma_min, sigma_max: blur widths in grid cells.
+        delta: standard deviation of the noise on u_t, in units of the standardised embeddings.
+        temperature: divides the logits before a code is drawn; 0 takes the most likely code.
+        top_p: draw from the smallest set of codes that holds this much probability.
+        reveal_order: which open positions are revealed first: `random`, `confidence` (most probable draws first) or
+            `halton` (a fixed low-discrepancy order, so that neighbours are not revealed together).
+
+    Raises:
+        ValueError: an unknown `reveal_order`.
+    """
+
+    order = 1
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 200,
+        sigma_min: float = 0.5,
+        sigma_max: float = 24.0,
+        delta: float = 0.0,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        reveal_order: str = "random",
+    ):
+        if reveal_order not in ("random", "confidence", "halton"):
+            raise ValueError(f"reveal_order is random, confidence or halton, not {reveal_order}")
+        # sigmas[t] belongs to timestep t; t = 0 is the sharp state.
+        self.sigmas = torch.cat(
+            [torch.zeros(1), sigma_schedule(sigma_min, sigma_max, num_train_timesteps).to(torch.float32)]
+        )
+        self.set_timesteps(1)
+
+    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
+        """Spread the steps evenly from T down; `timesteps[0]` is always T, the most blurred state."""
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
+        T = self.config.num_train_timesteps
+        self.num_inference_steps = num_inference_steps
+        self.timesteps = torch.linspace(T, 0, num_inference_steps + 1, device=device)[:-1]
+
+    def open_share(self, timestep: float) -> float:
+        """Share of positions not yet revealed at time t, sin(pi t / 2T): the cosine schedule of MaskGIT."""
+        return math.sin(math.pi / 2 * timestep / self.config.num_train_timesteps)
+
+    def add_noise(
+        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.LongTensor
+    ) -> torch.Tensor:
+        """The forward process: u_t = blur(e_0, sigma_t) + delta * noise.
+
+        Args:
+            original_samples: (B, D, H, W) standardised code embeddings e_0.
+            noise: standard normal, of the same shape.
+            timesteps: (B,) in 1..T.
+        """
+        sigmas = self.sigmas.to(original_samples.device)[timesteps]
+        return blur(original_samples, sigmas.to(original_samples.dtype)) + self.config.delta * noise
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: torch.Tensor | float,
+        sample: torch.Tensor,
+        code_indices: torch.LongTensor,
+        code_embeddings: torch.Tensor,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        return_dict: bool = True,
+    ) -> HeatDissipationSchedulerOutput | tuple:
+        """Draw codes for the open positions and reveal as many as the next timestep asks for.
+
+        Args:
+            model_output: (B, H, W, K) logits of p(z_0 | u, revealed codes).
+            timestep: the current t, one of `timesteps`.
+            sample: (B, D, H, W) the current state.
+            code_indices: (B, H, W) revealed codes, `OPEN` elsewhere.
+            code_embeddings: (K, D) standardised embeddings of the codes.
+            temperature, top_p: override the config's.
+            generator: one, or a list with one for each image; then an image does not depend on its batch.
+        """
+        temperature = self.config.temperature if temperature is None else temperature
+        top_p = self.config.top_p if top_p is None else top_p
+        batch, height, width, _ = model_output.shape
+        device = model_output.device
+
+        probabilities = code_probabilities(model_output.flatten(1, 2), temperature, top_p)
+        noise = rand_each((2, height * width), batch, generator, device)
+        drawn = draw_codes(probabilities, noise[:, 0])
+        is_open = code_indices.flatten(1) == OPEN
+        drawn = torch.where(is_open, drawn, code_indices.flatten(1))
+
+        # Positions are ranked, revealed ones first; those beyond the count for the next timestep stay open.
+        rank = self._reveal_rank(probabilities, drawn, noise[:, 1], height, width)
+        rank = rank.masked_fill(~is_open, -math.inf).argsort(dim=1).argsort(dim=1)
+        step_index = int((self.timesteps.to(device) - torch.as_tensor(timestep, device=device)).abs().argmin())
+        last = step_index + 1 == len(self.timesteps)
+        next_timestep = 0.0 if last else float(self.timesteps[step_index + 1])
+        num_open = int(self.open_share(next_timestep) * height * width)
+        known = rank < height * width - num_open
+
+        pred_code_indices = drawn.view(batch, height, width)
+        code_indices = torch.where(known.view(batch, height, width), pred_code_indices, OPEN)
+        revealed = code_embeddings[pred_code_indices].permute(0, 3, 1, 2).to(sample.dtype)
+        prev_sample = torch.where((code_indices != OPEN)[:, None], revealed, sample)
+        if not return_dict:
+            return prev_sample, code_indices, pred_code_indices
+        return HeatDissipationSchedulerOutput(prev_sample, code_indices, pred_code_indices)
+
+    def _reveal_rank(
+        self, probabilities: torch.Tensor, drawn: torch.Tensor, noise: torch.Tensor, height: int, width: int
+    ) -> torch.Tensor:
+        """(B, H * W) numbers by which open positions are revealed, smallest first."""
+        if self.config.reveal_order == "random":
+            return noise
+        if self.config.reveal_order == "confidence":
+            return -probabilities.gather(-1, drawn[..., None])[..., 0]
+        return halton_rank(height, width).to(noise).expand_as(noise)
+
+    def __len__(self) -> int:
+        return self.config.num_train_timesteps
+
+
+def code_probabilities(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
+    """(..., K) logits -> float64 probabilities after temperature and nucleus truncation (not renormalised).
+
+    Raises:
+        ValueError: temperature < 0 or top_p outside (0, 1].
+    """
+    if temperature < 0:
+        raise ValueError(f"temperature must not be negative, but is {temperature}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must lie in (0, 1], but is {top_p}")
+    if temperature == 0:
+        return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(torch.float64)
+    probabilities = (logits.to(torch.float64) / temperature).softmax(-1)
+    if top_p < 1:
+        ordered, order = probabilities.sort(-1, descending=True)
+        before = ordered.cumsum(-1) - ordered  # probability of everything more likely
+        probabilities = probabilities.masked_fill((before >= top_p).gather(-1, order.argsort(-1)), 0)
+    return probabilities
+
+
+def draw_codes(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.LongTensor:
+    """(...,) codes from (..., K) unnormalised probabilities and (...,) uniform numbers.
+
+    Inverse transform sampling: one uniform number a position, whatever the size of the codebook.
+    """
+    cumulative = probabilities.cumsum(-1)
+    return (cumulative <= uniform[..., None] * cumulative[..., -1:]).sum(-1).clamp_max(probabilities.shape[-1] - 1)
+
+
+def rand_each(
+    shape: tuple[int, ...],
+    batch: int,
+    generator: torch.Generator | list[torch.Generator] | None,
+    device: torch.device,
+) -> torch.Tensor:
+    """(batch, *shape) float64 uniform numbers; from a list of generators each image draws its own."""
+    if isinstance(generator, list):
+        draws = [torch.rand(shape, dtype=torch.float64, device=g.device, generator=g) for g in generator]
+        return torch.stack(draws).to(device)
+    source = generator.device if generator is not None else device
+    return torch.rand((batch, *shape), dtype=torch.float64, device=source, generator=generator).to(device)
+
+
+def halton_rank(height: int, width: int) -> torch.Tensor:
+    """(H * W,) order in which the Halton sequence of bases 2 and 3 visits the cells of a grid."""
+
+    def van_der_corput(index: int, base: int) -> float:
+        value, scale = 0.0, 1.0 / base
+        while index:
+            index, digit = divmod(index, base)
+            value, scale = value + digit * scale, scale / base
+        return value
+
+    rank: dict[int, int] = {}
+    index = 1
+    while len(rank) < height * width:
+        cell = int(van_der_corput(index, 2) * height) * width + int(van_der_corput(index, 3) * width)
+        rank.setdefault(cell, len(rank))
+        index += 1
+    return torch.tensor([rank[cell] for cell in range(height * width)])
+
+
+"""What the pipelines of all systems share: the call's conventions, and a folder that loads anywhere."""
+
+import ast
+import filecmp
+import inspect
+import json
+import os
+import shutil
+import sys
+from importlib.util import resolve_name
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+from huggingface_hub import HfApi, snapshot_download
+from PIL import Image
+
+# What a pipeline's folder holds beside what is needed to load it (see `vq_ihdm.hub`).
+COMPANIONS = ("README.md", "training.json", "notes.md", "*.png", "audit_index.safetensors", "evaluation/*")
+
+
+class SlicePipeline(DiffusionPipeline):
+    """Base of the pipelines that draw grey slices.
+
+    A subclass declares its components as `COMPONENTS`, by name of the constructor's argument, and draws images from a
+    list of generators, one for each image: then an image does not depend on the batch it is drawn in.
+    """
+
+    COMPONENTS: dict[str, type] = {}
+
+    @classmethod
+    def _get_signature_types(cls) -> dict[str, tuple]:
+        # diffusers warns of components that are not of the annotated type. Loaded by the code beside the weights they
+        # never are: each comes from a file of its own, and the annotation from the pipeline's.
+        return dict.fromkeys(cls.COMPONENTS, (inspect.Signature.empty,))
+
+    @staticmethod
+    def image_generators(
+        num_images: int, generator: torch.Generator | list[torch.Generator] | None
+    ) -> list[torch.Generator]:
+        """One generator for each image: as given, or seeded by draws from a single one.
+
+        Raises:
+            ValueError: a list of another length.
+        """
+        if isinstance(generator, list):
+            if len(generator) != num_images:
+                raise ValueError(f"{num_images} images need as many generators, not {len(generator)}")
+            return generator
+        device = generator.device if generator is not None else "cpu"
+        seeds = torch.randint(2**63 - 1, (num_images,), generator=generator, device=device)
+        return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+
+    @staticmethod
+    def to_output(images: torch.Tensor, output_type: str, return_dict: bool) -> ImagePipelineOutput | tuple:
+        """(N, 1, H, W) in [-1, 1] as PIL images of mode L, or as `np` (N, H, W, 1) or `pt` (N, 1, H, W) in [0, 1].
+
+        Raises:
+            ValueError: an unknown `output_type`.
+        """
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type is pil, np or pt, not {output_type}")
+        images = (images.float() / 2 + 0.5).clamp(0, 1)
+        if output_type == "pt":
+            output: Any = images
+        else:
+            output = images.permute(0, 2, 3, 1).cpu().numpy()
+            if output_type == "pil":
+                output = [Image.fromarray(pixels) for pixels in (output[..., 0] * 255).round().astype(np.uint8)]
+        return ImagePipelineOutput(images=output) if return_dict else (output,)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, torch_dtype: torch.dtype = torch.float32, **kwargs
+    ) -> "SlicePipeline":
+        """Load from a folder or a Hub repository with the classes of the installed package.
+
+        The code that travels in the repository is not run, hence no trust flag is needed.
+
+        Args:
+            torch_dtype: of the networks' weights; `dtype`, its newer name, is understood too.
+            kwargs: components to be used instead of the stored ones, by name; the rest goes to
+                `huggingface_hub.snapshot_download` (`revision`, `token`, `cache_dir`, ...).
+        """
+        torch_dtype = kwargs.pop("dtype", torch_dtype)
+        given = {name: kwargs.pop(name) for name in cls.COMPONENTS if name in kwargs}
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(str(pretrained_model_name_or_path), **kwargs))
+        components = {}
+        for name, component in cls.COMPONENTS.items():
+            if name in given:
+                components[name] = given[name]
+            elif issubclass(component, torch.nn.Module):
+                components[name] = component.from_pretrained(folder / name, torch_dtype=torch_dtype).eval()
+            else:
+                components[name] = component.from_pretrained(folder / name)
+        pipeline = cls(**components)
+        pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        return pipeline
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """As `DiffusionPipeline.save_pretrained`, with the source code of whatever is not part of a library.
+
+        The folder then loads through `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` where this
+        package is not installed. It keeps its code when a pipeline loaded that way is saved again; and its card,
+        record, pictures and evaluation, as long as its weights are still those they were written for.
+
+        Args:
+            push_to_hub: upload the folder too, in one commit; `repo_id`, `private` (True unless given), `token` and
+                `commit_message` say how.
+        """
+        hub = {name: kwargs.pop(name) for name in ("repo_id", "private", "token", "commit_message") if name in kwargs}
+        super().save_pretrained(save_directory, **kwargs)
+        folder = Path(save_directory)
+        index = json.loads((folder / "model_index.json").read_text())
+        index["_class_name"] = _export_code(type(self), folder)
+        index.pop("_module", None)
+        for name in self.COMPONENTS:
+            component = type(getattr(self, name))
+            if component.__module__.split(".")[0] not in ("diffusers", "transformers"):
+                index[name] = _export_code(component, folder / name)
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+        for config in folder.rglob("*.json"):  # where a pipeline was loaded from is nobody's business
+            content = json.loads(config.read_text())
+            if content.pop("_name_or_path", None) is not None:
+                config.write_text(json.dumps(content, indent=2) + "\n")
+        if "_name_or_path" in self.config:
+            _carry_over(self.config["_name_or_path"], folder)
+        if push_to_hub:
+            _upload(folder, **{"repo_id": folder.name} | hub)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str = "Upload pipeline",
+        private: bool = True,
+        token: str | None = None,
+        **kwargs,
+    ) -> None:
+        """Save and upload in one commit. `publish.py` does the same with a card and after checks.
+
+        Args:
+            private: visibility of a new repository.
+            kwargs: of `save_pretrained`.
+        """
+        hub = {"repo_id": repo_id, "commit_message": commit_message, "private": private, "token": token}
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, push_to_hub=True, **hub, **kwargs)
+
+
+def _export_code(cls: type, folder: Path) -> list[str]:
+    """Write the module of `cls`, with all it imports relatively, into `folder`; its entry for model_index.json.
+
+    It becomes one file: of a component diffusers fetches from the Hub the file that model_index.json names, no other.
+    """
+    sources: dict[str, str] = {}
+
+    def add(module: str) -> None:
+        source = Path(sys.modules[module].__file__).read_text()
+        lines = source.splitlines(keepends=True)
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.ImportFrom) and node.level:
+                add(resolve_name("." * node.level + node.module, module.rpartition(".")[0]))
+                lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+        sources.setdefault(module, "".join(lines))
+
+    add(cls.__module__)
+    note = f"# Made by `save_pretrained` from {', '.join(sources)}.\n" if len(sources) > 1 else ""
+    module = cls.__module__.rpartition(".")[2]
+    (folder / f"{module}.py").write_text(note + "\n\n".join(sources.values()))
+    return [module, cls.__name__]
+
+
+def _carry_over(name_or_path: str, folder: Path) -> None:
+    """Copy the companions of a pipeline's weights from where it was loaded, unless the weights have changed."""
+    source = Path(name_or_path)
+    if not source.is_dir():
+        source = Path(snapshot_download(name_or_path, allow_patterns=[*COMPANIONS, "*.safetensors"]))
+    weights = [file.relative_to(folder) for file in folder.rglob("*.safetensors")]
+    if source.resolve() == folder.resolve() or not all(
+        (source / file).is_file() and filecmp.cmp(source / file, folder / file, shallow=False) for file in weights
+    ):
+        return
+    for pattern in COMPANIONS:
+        for file in source.glob(pattern):
+            target = folder / file.relative_to(source)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, target)
+
+
+def _upload(folder: Path, repo_id: str, private: bool = True, token: str | None = None, **commit) -> None:
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    api.upload_folder(repo_id=repo_id, folder_path=folder, **commit)
+
+
+"""What the pipelines over VQGAN codes share: from pixels to codes and back."""
+
+import torch
+from diffusers import ImagePipelineOutput
+
+
+
+class TokenPipeline(SlicePipeline):
+    """Base of the pipelines with a `vqvae`."""
+
+    @torch.no_grad()
+    def encode_images(self, images: torch.Tensor) -> torch.LongTensor:
+        """(B, 1, H, W) in [-1, 1] -> (B, h, w) code indices."""
+        latents = self.vqvae.encode(images.to(self._execution_device, self.vqvae.dtype)).latents
+        batch, _, height, width = latents.shape
+        return self.vqvae.quantize(latents)[2][2].view(batch, height, width)
+
+    @torch.no_grad()
+    def decode_codes(self, code_indices: torch.LongTensor) -> torch.Tensor:
+        """(B, h, w) code indices -> (B, 1, H, W), about [-1, 1]."""
+        shape = (*code_indices.shape, self.vqvae.config.vq_embed_dim)
+        # Under `enable_model_cpu_offload` the VQGAN comes to the device no earlier than `decode` is called.
+        embeddings = self.vqvae.quantize.get_codebook_entry(code_indices.flatten().to(self.vqvae.device), shape)
+        return self.vqvae.decode(embeddings.to(self._execution_device), force_not_quantize=True).sample
+
+    def finish(
+        self, code_indices: torch.LongTensor, batch_size: int, output_type: str, return_dict: bool
+    ) -> ImagePipelineOutput | tuple:
+        """Decode drawn codes (N, h, w), `batch_size` images at a time, into the asked output; `latent`: the codes."""
+        if output_type == "latent":
+            return ImagePipelineOutput(images=code_indices) if return_dict else (code_indices,)
+        images = torch.cat([self.decode_codes(codes).cpu() for codes in code_indices.split(batch_size)])
+        self.maybe_free_model_hooks()
+        return self.to_output(images, output_type, return_dict)
+
+
+"""Discrete VQ-IHDM as a diffusers pipeline."""
+
+from collections.abc import Callable
+
+import torch
+from diffusers import ImagePipelineOutput, VQModel
+
+
+
+class VQIHDMPipeline(TokenPipeline):
+    """Draws slices: u_T from the blurry prior, codes by the denoiser, pixels by the VQGAN's decoder.
+
+    Args:
+        vqvae ([`~diffusers.VQModel`]): the tokenizer of stage 1.
+        denoiser ([`VQIHDMDenoiser`]): p(z_0 | u_T, revealed codes).
+        prior ([`BlurryPrior`]): where u_T comes from. It must belong to the scheduler's `sigma_max`.
+        scheduler ([`HeatDissipationScheduler`]): draws and reveals codes.
+    """
+
+    COMPONENTS = {
+        "vqvae": VQModel,
+        "denoiser": VQIHDMDenoiser,
+        "prior": BlurryPrior,
+        "scheduler": HeatDissipationScheduler,
+    }
+    model_cpu_offload_seq = "denoiser->vqvae"
+    _exclude_from_cpu_offload = ["prior"]  # it has buffers, but no parameter by which `accelerate` finds its device
+    _callback_tensor_inputs = ["sample", "code_indices"]
+
+    def __init__(
+        self,
+        vqvae: VQModel,
+        denoiser: VQIHDMDenoiser,
+        prior: BlurryPrior,
+        scheduler: HeatDissipationScheduler,
+    ):
+        super().__init__()
+        self.register_modules(vqvae=vqvae, denoiser=denoiser, prior=prior, scheduler=scheduler)
+
+    def code_embeddings(self, code_indices: torch.LongTensor) -> torch.Tensor:
+        """(B, h, w) code indices -> (B, D, h, w) standardised embeddings e_0."""
+        return self.denoiser.embed_codes(code_indices)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        num_images: int = 1,
+        num_inference_steps: int = 1,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        sample: torch.Tensor | None = None,
+        batch_size: int = 32,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+    ) -> ImagePipelineOutput | tuple:
+        """Draw `num_images` slices.
+
+        Args:
+            num_images: how many.
+            num_inference_steps: network evaluations an image; 1 draws all codes at once.
+            temperature, top_p: of the draw of codes; by default what the scheduler's config says. Temperature 0 takes
+                the most likely code.
+            generator: one, from which a seed is drawn for each image, or a list with one for each image. The same
+                seed gives the same images whatever `batch_size`.
+            sample: (num_images, D, h, w) blurred embeddings u_T to start from instead of draws from the prior.
+            batch_size: images that are worked on at a time.
+            output_type: `pil` (mode L), `np` (N, H, W, 1) or `pt` (N, 1, H, W) in [0, 1], or `latent`: code indices
+                (N, h, w).
+            callback_on_step_end: called as f(pipe, step, timestep, tensors) after each step of each batch; what it
+                returns replaces the tensors.
+            callback_on_step_end_tensor_inputs: which of `sample` and `code_indices` it is given; both by default.
+
+        Returns:
+            `ImagePipelineOutput` with `images`, or a tuple.
+        """
+        generators = self.image_generators(num_images, generator)
+        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        starts = range(0, num_images, batch_size)
+        code_indices = []
+        with self.progress_bar(total=len(starts) * num_inference_steps) as progress:
+            for start in starts:
+                batch = slice(start, start + batch_size)
+                code_indices.append(
+                    self._draw_codes(
+                        generators[batch],
+                        sample[batch] if sample is not None else None,
+                        temperature,
+                        top_p,
+                        progress,
+                        callback_on_step_end,
+                        callback_on_step_end_tensor_inputs or self._callback_tensor_inputs,
+                    )
+                )
+        return self.finish(torch.cat(code_indices), batch_size, output_type, return_dict)
+
+    def _draw_codes(self, generators, sample, temperature, top_p, progress, callback, callback_inputs):
+        """Codes (B, h, w) of one batch."""
+        device = self._execution_device
+        num_images, config = len(generators), self.denoiser.config
+        if sample is None:
+            sample = self.prior.sample(num_images, generators)
+            shape = sample.shape[1:]
+            noise = torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators])
+            sample = sample + self.scheduler.config.delta * noise.to(sample)
+        sample = sample.to(device, self.denoiser.dtype)
+        sigma = torch.full((num_images,), self.prior.sigma, device=device)
+        code_indices = torch.full((num_images, config.height, config.width), OPEN, device=device)
+        for i, timestep in enumerate(self.scheduler.timesteps):
+            logits = self.denoiser(sample, sigma, known=code_indices != OPEN).logits
+            sample, code_indices, _ = self.scheduler.step(
+                logits,
+                timestep,
+                sample,
+                code_indices,
+                self.denoiser.code_embeddings,
+                temperature=temperature,
+                top_p=top_p,
+                generator=generators,
+                return_dict=False,
+            )
+            if callback is not None:
+                tensors = {"sample": sample, "code_indices": code_indices}
+                replaced = callback(self, i, timestep, {name: tensors[name] for name in callback_inputs})
+                sample = replaced.get("sample", sample)
+                code_indices = replaced.get("code_indices", code_indices)
+            progress.update()
+        return code_indices
