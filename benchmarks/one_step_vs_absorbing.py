@@ -211,7 +211,7 @@ def write_results(folder: Path, rows: list[dict], args: argparse.Namespace, imag
         f"Same tokenizer, tokens, transformer size ({config['num_hidden_layers']} layers of {config['hidden_size']}) "
         f"and budget ({args.train_steps} steps of {config['train_batch_size']} slices) for every network; "
         f"{args.num_images} images a system from seed {args.seed} against the held-out subjects. In brackets 95 % "
-        "intervals. NN ratio: median distance to the nearest training image over that to the nearest held-out image.",
+        "intervals. NN ratio: mean distance to the nearest training image over that to the nearest held-out image.",
         "",
         f"Real training images at the same N (floor): {floor}. Decoded codes of real training images, which no second "
         f"stage can beat (ceiling): {ceiling}.",

@@ -32,7 +32,7 @@ def main() -> None:
     final = blur(sharp, sigma_T) + pipe.scheduler.config.delta * torch.randn(
         sharp.shape, generator=torch.Generator().manual_seed(args.seed)
     )
-    forward = [("slice x", image[0, 0]), ("codes z_0", code_indices[0]), ("embeddings e_0", sharp)]
+    forward = [("slice x", image[0, 0] * 2 - 1), ("codes z_0", code_indices[0]), ("embeddings e_0", sharp)]
     forward += [(f"blurred, sigma {sigma:g}", blur(sharp, sigma)) for sigma in sigmas]
     forward += [(f"u_T, sigma {sigma_T:g} + noise", final)]
 
@@ -55,7 +55,7 @@ def main() -> None:
         elif content.dtype == torch.long:
             panel.imshow(content, cmap="viridis", vmin=0, vmax=pipe.denoiser.config.num_codes - 1)
         else:
-            panel.imshow(content, cmap="gray")
+            panel.imshow(content, cmap="gray", vmin=-1, vmax=1)
         panel.set_title(title, fontsize=10)
     for panel in axes.flat:
         panel.axis("off")
