@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -310,3 +311,8 @@ def test_mistakes_about_paths(ihdm, vqgan, vqgan_run, tmp_path):
     assert "no complete checkpoint" in refusal(vqgan, "--resume_from_checkpoint", checkpoint)
     assert "there is no preset" in refusal(vqgan, "--config", "missing")
     assert not (tmp_path / "run" / "best").exists()
+
+
+@pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
+def test_a_tracker_that_is_not_installed_is_refused(vqgan):
+    assert "pip install wandb" in refusal(vqgan, "--report_to", "wandb")

@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
+from ..errors import InputError
 from ..files import replacing
 from .checkpoints import Checkpointer, Stateful
 from .config import save_args
@@ -24,7 +26,13 @@ INTERRUPTED = 130  # the exit code of a program stopped by Ctrl-C: whatever was 
 
 
 def make_accelerator(args: argparse.Namespace) -> Accelerator:
-    """The accelerator the shared flags ask for."""
+    """The accelerator the shared flags ask for.
+
+    Raises:
+        InputError: the tracker's package is not installed; `accelerate` would go on without pictures and curves.
+    """
+    if args.report_to != "none" and find_spec(args.report_to) is None:
+        raise InputError(f"--report_to {args.report_to} needs that package: pip install {args.report_to}")
     return Accelerator(
         mixed_precision=args.mixed_precision,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
