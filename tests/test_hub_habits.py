@@ -11,12 +11,13 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+import transformers
 import yaml
 from conftest import ROOT, tiny_vq_ihdm
 from huggingface_hub import SpaceCard
 
 import vq_ihdm
-from vq_ihdm import BlurryPrior, HeatDissipationScheduler, VQIHDMDenoiser, VQIHDMPipeline
+from vq_ihdm import BlurryPrior, HeatDissipationScheduler, VQIHDMPipeline
 
 
 def draw(pipe, **arguments) -> torch.Tensor:
@@ -58,7 +59,7 @@ def test_components_load_one_by_one(pipeline, pipeline_folder: Path):
     vqvae = diffusers.AutoModel.from_pretrained(str(pipeline_folder), subfolder="vqvae")
     rebuilt = VQIHDMPipeline(
         vqvae=vqvae,
-        denoiser=VQIHDMDenoiser.from_pretrained(pipeline_folder, subfolder="denoiser").eval(),
+        denoiser=transformers.AutoModel.from_pretrained(pipeline_folder, subfolder="denoiser").eval(),
         prior=BlurryPrior.from_pretrained(pipeline_folder, subfolder="prior"),
         scheduler=HeatDissipationScheduler.from_pretrained(pipeline_folder, subfolder="scheduler"),
     )
