@@ -74,7 +74,7 @@ TRAININGS = [
         "paper",
         ["--sigma_max", "24", "--delta", "0", "--reveal_probability", "0", "--prior", "slice", "--temperature", "1"],
     ),
-    Training("sigma2", ["--sigma_max", "2"]),
+    Training("sigma3", ["--sigma_max", "3"]),
     Training("sigma4", ["--sigma_max", "4"]),
     Training("delta0", ["--delta", "0"]),
     Training("delta0.3", ["--delta", "0.3"]),
@@ -87,8 +87,8 @@ SYSTEMS = [
     System("absorbing diffusion, temperature 0.8", "absorbing", 256, sampling={"temperature": 0.8}),
     System("true u_T of held-out slices", "default", 1, prior="truth"),
     System("paper's network, mixture prior", "paper", 1, prior={"kind": "mixture"}),
-    System("sigma 2", "sigma2", 1),
-    System("sigma 2, true u_T", "sigma2", 1, prior="truth"),
+    System("sigma 3", "sigma3", 1),
+    System("sigma 3, true u_T", "sigma3", 1, prior="truth"),
     System("sigma 4", "sigma4", 1),
     System("delta 0", "delta0", 1),
     System("delta 0.3", "delta0.3", 1),
@@ -100,7 +100,7 @@ SYSTEMS = [
     ],
     System("prior: one blurred slice", "default", 1, {"kind": "slice"}),
     System("prior: blurred training images", "default", 1, {"kind": "images"}),
-    *[System(f"temperature {t}", "default", 1, sampling={"temperature": t}) for t in (0.0, 0.6, 1.0)],
+    *[System(f"temperature {t}", "default", 1, sampling={"temperature": t}) for t in (0.0, 0.6, 0.8)],
     *[System(f"reveal {order}", "default", 4, scheduler={"reveal_order": order}) for order in ("confidence", "halton")],
 ]
 
