@@ -36,7 +36,8 @@ from vq_ihdm.data.images import SliceTensors, check_image_size, load_slices
 from vq_ihdm.errors import run
 from vq_ihdm.training.adversarial import train_adversarial
 from vq_ihdm.training.config import add_training_arguments, parse_args, positive
-from vq_ihdm.training.outcome import sample_sheet, save_outcome
+from vq_ihdm.training.outcome import save_outcome
+from vq_ihdm.training.pictures import sample_sheet
 from vq_ihdm.training.prior import add_prior_arguments, check_prior_arguments, make_prior
 from vq_ihdm.training.slices import draw_slices, spread_slices
 from vq_ihdm.training.tokens import add_transformer_arguments, draw_views, load_tokens

@@ -3,13 +3,12 @@
 import argparse
 from pathlib import Path
 
-import torch
 from datasets import DatasetDict
 
-from ..data.images import SliceTensors
 from ..pipelines.slice_pipeline import SlicePipeline
 from ..pipelines.token_pipeline import TokenPipeline
-from ..training.pictures import contact_sheet, reconstruction_sheet, save_picture
+from ..training.pictures import reconstruction_sheet, sample_sheet, save_picture
+from ..training.slices import spread_slices
 from .audit_index import write_audit_index
 from .card import write_card
 from .record import data_facts, read_record, stage_record, write_record
@@ -34,18 +33,14 @@ def describe(
     """
     data = data_facts(args.dataset_name, splits)
     stages = [stage_record(args, metrics)]
-    pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(16, generator=torch.Generator().manual_seed(args.seed), output_type="np").images
-    save_picture(contact_sheet((images[..., 0] * 255).round().astype("uint8"), columns=8), folder / "samples.png")
+    save_picture(sample_sheet(pipeline, args.seed, num_images=16, columns=8), folder / "samples.png")
     if data["redistribution"]:
         write_audit_index(folder, splits)
     if isinstance(pipeline, TokenPipeline):
         tokenizer = read_record(args.vqvae)
         stages = (tokenizer["stages"] if tokenizer else []) + stages
         if data["redistribution"]:
-            held_out = SliceTensors(splits["validation"])
-            spread = torch.linspace(0, len(held_out) - 1, min(8, len(held_out))).long().tolist()
-            originals = held_out.stack(spread)
+            originals = spread_slices(splits["validation"], 8)
             reconstructions = pipeline.decode_codes(pipeline.encode_images(originals)).cpu()
             save_picture(reconstruction_sheet(originals, reconstructions), folder / "reconstructions.png")
     write_record(folder, data, stages)

@@ -1,25 +1,15 @@
-"""What a training shows and leaves behind: samples of the pipeline, and the pipeline."""
+"""What a training leaves behind: the pipeline, with all that is known about it."""
 
 import argparse
 import json
 from pathlib import Path
 
-import torch
 from datasets import DatasetDict
-from PIL import Image
 
 from ..files import replacing
 from ..hub.describe import describe
 from ..hub.publishing import push
 from ..pipelines.slice_pipeline import SlicePipeline
-from .pictures import contact_sheet
-
-
-def sample_sheet(pipeline: SlicePipeline, seed: int) -> Image.Image:
-    """Eight samples, the same ones for the same weights."""
-    pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(8, generator=torch.Generator().manual_seed(seed), output_type="np").images
-    return contact_sheet((images[..., 0] * 255).round().astype("uint8"), columns=4)
 
 
 def save_outcome(

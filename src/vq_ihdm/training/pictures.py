@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from ..data.images import tensor_to_uint8
@@ -25,6 +26,13 @@ def contact_sheet(images: np.ndarray, columns: int, margin: int = 2) -> Image.Im
 def reconstruction_sheet(images: torch.Tensor, reconstructions: torch.Tensor) -> Image.Image:
     """Originals (B, 1, H, W) in [-1, 1] in the upper row, their reconstructions below."""
     return contact_sheet(tensor_to_uint8(torch.cat([images, reconstructions])), columns=len(images))
+
+
+def sample_sheet(pipeline: DiffusionPipeline, seed: int, num_images: int = 8, columns: int = 4) -> Image.Image:
+    """Samples of a pipeline, the same ones for the same weights."""
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(num_images, generator=torch.Generator().manual_seed(seed), output_type="np").images
+    return contact_sheet((images[..., 0] * 255).round().astype("uint8"), columns)
 
 
 def save_picture(picture: Image.Image, path: str | Path) -> None:
