@@ -13,14 +13,12 @@ killed run goes on with the rest.
 import argparse
 import json
 import shutil
-import subprocess
-import sys
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from common import machine, train, with_interval
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -31,11 +29,10 @@ from vq_ihdm.errors import run
 from vq_ihdm.evaluation.evaluator import EvaluationSet, evaluate_images
 from vq_ihdm.evaluation.features import load_networks
 from vq_ihdm.evaluation.image_sets import read_data_set
-from vq_ihdm.evaluation.pipelines import tokenize
+from vq_ihdm.evaluation.pipelines import draw_images, tokenize
 from vq_ihdm.files import replacing
 from vq_ihdm.fit_prior import fit_prior
 from vq_ihdm.heat import blur
-from vq_ihdm.hub.record import cpu_name
 from vq_ihdm.training.pictures import contact_sheet, save_picture
 
 
@@ -74,10 +71,9 @@ TRAININGS = [
         "paper",
         ["--sigma_max", "24", "--delta", "0", "--reveal_probability", "0", "--prior", "slice", "--temperature", "1"],
     ),
+    Training("sigma1.5", ["--sigma_max", "1.5"]),
     Training("sigma3", ["--sigma_max", "3"]),
-    Training("sigma4", ["--sigma_max", "4"]),
     Training("delta0", ["--delta", "0"]),
-    Training("delta0.3", ["--delta", "0.3"]),
 ]
 
 SYSTEMS = [
@@ -87,11 +83,12 @@ SYSTEMS = [
     System("absorbing diffusion, temperature 0.8", "absorbing", 256, sampling={"temperature": 0.8}),
     System("true u_T of held-out slices", "default", 1, prior="truth"),
     System("paper's network, mixture prior", "paper", 1, prior={"kind": "mixture"}),
+    System("sigma 1.5", "sigma1.5", 1),
+    System("sigma 1.5, true u_T", "sigma1.5", 1, prior="truth"),
     System("sigma 3", "sigma3", 1),
     System("sigma 3, true u_T", "sigma3", 1, prior="truth"),
-    System("sigma 4", "sigma4", 1),
     System("delta 0", "delta0", 1),
-    System("delta 0.3", "delta0.3", 1),
+    System("delta 0, true u_T", "delta0", 1, prior="truth"),
     *[
         System(
             f"prior: {components} Gaussians of rank {rank}", "default", 1, {"rank": rank, "num_components": components}
@@ -125,18 +122,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def train(training: Training, args: argparse.Namespace) -> Path:
-    """The pipeline's folder; trains what is not there, from the last checkpoint on."""
-    output_dir = args.work_dir / training.name
-    if not (output_dir / "pipeline").is_dir():
-        command = [sys.executable, training.script, *training.flags, "--config", args.config]
-        command += ["--dataset_name", args.dataset_name, "--vqvae", args.vqvae, "--output_dir", str(output_dir)]
-        command += ["--max_train_steps", str(args.train_steps), "--mixed_precision", args.mixed_precision]
-        command += ["--seed", str(args.seed), "--report_to", "none", "--resume_from_checkpoint", "latest"]
-        subprocess.run(command, check=True)
-    return output_dir / "pipeline"
-
-
 def sample(system: System, pipe, tokens: torch.Tensor, held_out_codes: torch.Tensor, args) -> tuple[np.ndarray, float]:
     """(N, H, W) uint8 images, and seconds per image."""
     arguments = {"num_inference_steps": system.num_inference_steps, **system.sampling}
@@ -149,16 +134,18 @@ def sample(system: System, pipe, tokens: torch.Tensor, held_out_codes: torch.Ten
         elif system.prior is not None:
             pipe.prior = fit_prior(pipe.code_embeddings(tokens), pipe.prior.sigma, **system.prior)
         pipe.scheduler.register_to_config(**system.scheduler)
-    generator = torch.Generator().manual_seed(args.seed)
-    start = time.perf_counter()
-    images = pipe(args.num_images, generator=generator, output_type="np", **arguments).images[..., 0]
-    return (images * 255).round().astype(np.uint8), (time.perf_counter() - start) / args.num_images
+    return draw_images(pipe, args.num_images, args.seed, **arguments)
 
 
 def main() -> None:
     args = build_parser().parse_args()
     systems = [s for s in SYSTEMS if args.trainings is None or s.training in args.trainings]
-    folders = {t.name: train(t, args) for t in TRAININGS if t.name in {s.training for s in systems}}
+    shared = ["--config", args.config, "--dataset_name", args.dataset_name, "--vqvae", args.vqvae, "--seed", args.seed]
+    shared += ["--max_train_steps", args.train_steps, "--mixed_precision", args.mixed_precision]
+    folders = {name: args.work_dir / name / "pipeline" for name in {s.training for s in systems}}
+    for training in TRAININGS:
+        if training.name in folders:
+            train(training.script, args.work_dir / training.name, "pipeline", *training.flags, *shared)
 
     reference = EvaluationSet(*read_data_set(args.dataset_name, None), load_networks(args.feature_weights, "cpu"))
     any_pipe = load_pipeline(next(iter(folders.values())))
@@ -201,7 +188,7 @@ def write_results(folder: Path, rows: list[dict], args: argparse.Namespace, imag
     config = json.loads((args.work_dir / rows[0]["training"] / "config.json").read_text())
     figures = rows[0]["figures"]
     floor, ceiling = (
-        f"KID x 1000 {_value(figures, 'kid', side, 1e3)}, FID {_value(figures, 'fid', side)}"
+        f"KID x 1000 {with_interval(figures['kid'][side], 1e3)}, FID {with_interval(figures['fid'][side])}"
         for side in ("floor", "ceiling")
     )
     flags = f"--config {args.config} --train_steps {args.train_steps} --mixed_precision {args.mixed_precision}"
@@ -217,8 +204,7 @@ def write_results(folder: Path, rows: list[dict], args: argparse.Namespace, imag
         f"stage can beat (ceiling): {ceiling}.",
         "",
         f"Command: `python benchmarks/one_step_vs_absorbing.py {flags} --num_images {args.num_images} --seed "
-        f"{args.seed} --dataset_name ... --vqvae ...`, on {cpu_name()}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}.",
+        f"{args.seed} --dataset_name ... --vqvae ...`, on {machine()}.",
         "",
         "| system | evaluations | KID x 1000 | FID | density | coverage | NN ratio | s / image |",
         "|---|---|---|---|---|---|---|---|",
@@ -234,15 +220,10 @@ def write_results(folder: Path, rows: list[dict], args: argparse.Namespace, imag
     (folder / "README.md").write_text("\n".join(lines) + "\n")
 
 
-def _value(figures: dict, name: str, side: str = "generated", scale: float = 1) -> str:
-    estimate = figures[name][side]
-    low, high = estimate["interval"]
-    return f"{estimate['value'] * scale:.3g} [{low * scale:.3g}, {high * scale:.3g}]"
-
-
 def _line(row: dict) -> str:
     figures = row["figures"]
-    cells = [row["label"], str(row["num_inference_steps"]), _value(figures, "kid", scale=1e3), _value(figures, "fid")]
+    cells = [row["label"], str(row["num_inference_steps"])]
+    cells += [with_interval(figures[name]["generated"], scale) for name, scale in (("kid", 1e3), ("fid", 1))]
     cells += [f"{figures[name]['generated']['value']:.3f}" for name in ("density", "coverage", "nearest_ratio")]
     return "| " + " | ".join([*cells, f"{row['seconds']:.3f}"]) + " |"
 

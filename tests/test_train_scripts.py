@@ -209,6 +209,16 @@ def test_a_complete_run_is_complete(ihdm, ihdm_run, tmp_path):
     assert_same_weights(folder / "pipeline", ihdm_run / "pipeline")
 
 
+@pytest.mark.parametrize("budget, steps", [(("--max_train_images", 20), 4), (("--max_train_minutes", 1e-6), 1)])
+def test_a_budget_ends_a_run_as_its_last_step_would(ihdm, budget, steps):
+    """Six images a step. The run is complete: resumed it trains no further."""
+    folder = ihdm(*budget)
+    assert json.loads((folder / "last" / "metrics.json").read_text())["step"] == steps
+    assert (folder / "pipeline" / "model_index.json").is_file()
+    ihdm(*budget, "--resume_from_checkpoint", "latest")
+    assert [checkpoint.name for checkpoint in list_checkpoints(folder)] == [f"checkpoint-{steps}"]
+
+
 def test_a_second_run_does_not_overwrite_the_first(ihdm, ihdm_run, tmp_path):
     shutil.copytree(ihdm_run, tmp_path / "run")
     assert "checkpoint-8" in refusal(ihdm, "--max_train_steps", 4)

@@ -37,11 +37,7 @@ def evaluate_pipeline(
     Raises:
         InputError: num_images is too small, or the pipeline draws another size than that of the real images.
     """
-    start = time.perf_counter()
-    generator = torch.Generator().manual_seed(seed)
-    output = pipe(num_images=num_images, batch_size=batch_size, generator=generator, output_type="np", **sampling)
-    seconds = (time.perf_counter() - start) / num_images
-    generated = (output.images[..., 0] * 255).round().astype(np.uint8)
+    generated, seconds = draw_images(pipe, num_images, seed, batch_size, **sampling)
     reference.check(generated, "generated")
     if tokenized is None and hasattr(pipe, "encode_images"):
         tokenized = tokenize(pipe, reference, num_images, batch_size)
@@ -50,6 +46,17 @@ def evaluate_pipeline(
     if hasattr(pipe, "prior") and tokenized is not None:
         report.figures.extend(prior_figures(pipe, reference, tokenized, num_images, seed))
     return report
+
+
+def draw_images(
+    pipe: DiffusionPipeline, num_images: int, seed: int, batch_size: int = 32, **sampling
+) -> tuple[np.ndarray, float]:
+    """Images (N, H, W) uint8 of a pipeline, and the seconds each took."""
+    generator = torch.Generator().manual_seed(seed)
+    start = time.perf_counter()
+    output = pipe(num_images=num_images, batch_size=batch_size, generator=generator, output_type="np", **sampling)
+    seconds = (time.perf_counter() - start) / num_images
+    return (output.images[..., 0] * 255).round().astype(np.uint8), seconds
 
 
 @torch.no_grad()

@@ -33,6 +33,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0)
     add("--random_flip", action=argparse.BooleanOptionalAction, default=True, help="mirror left and right")
     add("--max_train_steps", type=positive)
+    add("--max_train_images", type=positive, help="end earlier, when so many images were seen")
+    add("--max_train_minutes", type=float, help="end earlier, after so long; a resumed run counts its earlier time")
     add("--train_batch_size", type=positive, help="per process")
     add("--gradient_accumulation_steps", type=positive, default=1)
     add("--learning_rate", type=float, default=1e-4)

@@ -55,12 +55,12 @@ class Interruption:
             raise KeyboardInterrupt
         self.requested = True
 
-    def agreed(self, accelerator: Accelerator) -> bool:
-        """Whether any process was asked to stop: all of them must save the same step."""
-        if accelerator.num_processes == 1:
-            return self.requested
-        asked = torch.tensor(float(self.requested), device=accelerator.device)
-        return bool(accelerator.reduce(asked, "sum").item() > 0)
+
+def any_process(asked: bool, accelerator: Accelerator) -> bool:
+    """Whether one of the processes asks for something that all of them must do at the same step."""
+    if accelerator.num_processes == 1:
+        return asked
+    return bool(accelerator.reduce(torch.tensor(float(asked), device=accelerator.device), "sum").item() > 0)
 
 
 class Stopwatch:

