@@ -71,7 +71,6 @@ TRAININGS = [
         "paper",
         ["--sigma_max", "24", "--delta", "0", "--reveal_probability", "0", "--prior", "slice", "--temperature", "1"],
     ),
-    Training("sigma1.5", ["--sigma_max", "1.5"]),
     Training("sigma3", ["--sigma_max", "3"]),
     Training("delta0", ["--delta", "0"]),
 ]
@@ -83,8 +82,6 @@ SYSTEMS = [
     System("absorbing diffusion, temperature 0.8", "absorbing", 256, sampling={"temperature": 0.8}),
     System("true u_T of held-out slices", "default", 1, prior="truth"),
     System("paper's network, mixture prior", "paper", 1, prior={"kind": "mixture"}),
-    System("sigma 1.5", "sigma1.5", 1),
-    System("sigma 1.5, true u_T", "sigma1.5", 1, prior="truth"),
     System("sigma 3", "sigma3", 1),
     System("sigma 3, true u_T", "sigma3", 1, prior="truth"),
     System("delta 0", "delta0", 1),
@@ -139,6 +136,7 @@ def sample(system: System, pipe, tokens: torch.Tensor, held_out_codes: torch.Ten
 
 def main() -> None:
     args = build_parser().parse_args()
+    reference = EvaluationSet(*read_data_set(args.dataset_name, None), load_networks(args.feature_weights, "cpu"))
     systems = [s for s in SYSTEMS if args.trainings is None or s.training in args.trainings]
     shared = ["--config", args.config, "--dataset_name", args.dataset_name, "--vqvae", args.vqvae, "--seed", args.seed]
     shared += ["--max_train_steps", args.train_steps, "--mixed_precision", args.mixed_precision]
@@ -147,7 +145,6 @@ def main() -> None:
         if training.name in folders:
             train(training.script, args.work_dir / training.name, "pipeline", *training.flags, *shared)
 
-    reference = EvaluationSet(*read_data_set(args.dataset_name, None), load_networks(args.feature_weights, "cpu"))
     any_pipe = load_pipeline(next(iter(folders.values())))
     tokenized = tokenize(any_pipe, reference, args.num_images)
     tokens = encode_split(any_pipe.vqvae, load_slices(args.dataset_name)["train"], mirrored=True).flatten(0, 1)
@@ -169,7 +166,7 @@ def main() -> None:
         print(_line(rows[-1]), flush=True)
     with replacing(args.output_dir) as folder:
         folder.mkdir()
-        write_results(folder, rows, args, reference.image_size)
+        write_results(folder, rows, args, reference.held_out.images.shape[1:])
 
 
 def write_results(folder: Path, rows: list[dict], args: argparse.Namespace, image_size: tuple[int, int]) -> None:

@@ -89,13 +89,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = build_parser().parse_args()
+    reference = EvaluationSet(*read_data_set(args.dataset_name, None), load_networks(args.feature_weights, "cpu"))
     print(f"every system trains for {budget_of(args)}", flush=True)
     train_all(args)
 
     finished = args.work_dir / "systems"
     missing = [system for system in SYSTEMS if not (finished / system.name).exists()]
     if missing:
-        reference = EvaluationSet(*read_data_set(args.dataset_name, None), load_networks(args.feature_weights, "cpu"))
         tokenized = tokenize(load_pipeline(args.work_dir / "vq_ihdm" / "pipeline"), reference, args.num_images)
     for system in missing:
         pipe = load_pipeline(args.work_dir / system.name / "pipeline")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from diffusers import ImagePipelineOutput, VQModel
 
-from ..baselines.absorbing import AbsorbingDenoiser, reveal
+from ..baselines.absorbing import AbsorbingDenoiser, to_reveal
 from ..scheduling_heat_dissipation import code_probabilities, draw_codes, rand_each
 from .token_pipeline import TokenPipeline
 
@@ -43,7 +43,8 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
 
         Args:
             num_images: how many.
-            num_inference_steps: network evaluations an image, 1 to T; by default T, the original chain.
+            num_inference_steps: steps of the chain, 1 to T; by default T, the original chain. No more than one
+                network evaluation each.
             temperature: divides the logits before a code is drawn; 0 takes the most likely code.
             generator: one, from which a seed is drawn for each image, or a list with one for each image. The same
                 seed gives the same images whatever `batch_size`.
@@ -88,10 +89,14 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
         shape = (config.height, config.width)
         code_indices = torch.full((len(generators), *shape), config.mask_index, device=device)
         for step, steps_left in enumerate(range(num_inference_steps, 0, -1)):
-            probabilities = code_probabilities(self.denoiser(code_indices).logits, temperature, top_p=1.0)
             uniform = rand_each((2, *shape), len(generators), generators, device)
-            drawn = draw_codes(probabilities, uniform[:, 0])
-            code_indices = reveal(code_indices, drawn, uniform[:, 1], steps_left, config.mask_index)
+            revealed = to_reveal(code_indices, uniform[:, 1], steps_left, config.mask_index)
+            # Images of which this step reveals nothing need no evaluation: the network does not see the time. In a
+            # chain with more steps than codes they are the most.
+            rows = revealed.flatten(1).any(1)
+            logits = self.denoiser(code_indices[rows]).logits[revealed[rows]]
+            probabilities = code_probabilities(logits, temperature, top_p=1.0)
+            code_indices = code_indices.masked_scatter(revealed, draw_codes(probabilities, uniform[:, 0][revealed]))
             if callback is not None:
                 tensors = {"code_indices": code_indices}
                 timestep = config.num_train_timesteps * steps_left / num_inference_steps

@@ -15,9 +15,10 @@ from vq_ihdm.baselines.absorbing import (
     AbsorbingDenoiser,
     AbsorbingDenoiserConfig,
     draw_mask,
-    reveal,
     reweighted_elbo,
+    to_reveal,
 )
+from vq_ihdm.scheduling_heat_dissipation import code_probabilities, draw_codes, rand_each
 from vq_ihdm.training.config import parse_args
 
 
@@ -63,11 +64,27 @@ def test_loss_by_hand():
 
 def test_revealing_by_hand():
     mask = 9
-    codes, drawn = torch.tensor([[[9, 1], [9, 9]]]), torch.tensor([[[5, 6], [7, 8]]])
+    codes = torch.tensor([[[9, 1], [9, 9]]])
     uniform = torch.tensor([[[0.1, 0.1], [0.4, 0.6]]])
-    assert reveal(codes, drawn, uniform, 2, mask).tolist() == [[[5, 1], [7, 9]]]
-    assert reveal(codes, drawn, uniform, 4, mask).tolist() == [[[5, 1], [9, 9]]]
-    assert reveal(codes, drawn, uniform, 1, mask).tolist() == [[[5, 1], [7, 8]]]
+    assert to_reveal(codes, uniform, 2, mask).tolist() == [[[True, False], [True, False]]]
+    assert to_reveal(codes, uniform, 4, mask).tolist() == [[[True, False], [False, False]]]
+    assert to_reveal(codes, uniform, 1, mask).tolist() == [[[True, False], [True, True]]]
+
+
+def test_skipped_evaluations_change_no_code(absorbing):
+    """The plain chain, the network evaluated for every image at every step, gives the same codes."""
+    num_steps, seeds = 64, [3, 4]
+    mask_index = absorbing.denoiser.config.mask_index
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    codes = torch.full((2, HEIGHT, WIDTH), mask_index)
+    for steps_left in range(num_steps, 0, -1):
+        uniform = rand_each((2, HEIGHT, WIDTH), 2, generators, torch.device("cpu"))
+        with torch.no_grad():
+            drawn = draw_codes(code_probabilities(absorbing.denoiser(codes).logits, 0.9, 1.0), uniform[:, 0])
+        codes = torch.where(to_reveal(codes, uniform[:, 1], steps_left, mask_index), drawn, codes)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    drawn = absorbing(2, generator=generators, num_inference_steps=num_steps, temperature=0.9, output_type="latent")
+    assert torch.equal(drawn.images, codes)
 
 
 @pytest.mark.parametrize("num_steps", [1, 5, 64])

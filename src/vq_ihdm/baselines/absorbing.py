@@ -108,7 +108,7 @@ class AbsorbingDenoiser(PreTrainedModel):
             code_indices: (B, h, w) codes, `config.mask_index` where masked.
         """
         tokens = self.token_embedding(code_indices.flatten(1)) + self.position_embedding.weight
-        logits = self.head(self.transformer(self.dropout(tokens))).view(*code_indices.shape, -1)
+        logits = self.head(self.transformer(self.dropout(tokens))).unflatten(1, code_indices.shape[1:])
         return AbsorbingDenoiserOutput(logits=logits) if return_dict else (logits,)
 
 
@@ -145,20 +145,16 @@ def reweighted_elbo(
     return (weight[:, None, None] * cross_entropy * masked).mean()
 
 
-def reveal(
-    code_indices: torch.LongTensor,
-    drawn: torch.LongTensor,
-    uniform: torch.Tensor,
-    steps_left: int,
-    mask_index: int,
-) -> torch.LongTensor:
-    """One reverse step: each masked position takes its drawn code with probability 1 / steps_left.
+def to_reveal(
+    code_indices: torch.LongTensor, uniform: torch.Tensor, steps_left: int, mask_index: int
+) -> torch.BoolTensor:
+    """The positions that one reverse step reveals: each masked one with probability 1 / steps_left.
 
     With steps_left = t = T..1 this is the original chain. A chain strided from t to s reveals with probability
     (t - s) / t, which for n even strides is 1 / n, 1 / (n - 1), ..., 1: the same rule counted in strides.
 
     Args:
-        code_indices, drawn: (B, h, w).
+        code_indices: (B, h, w).
         uniform: (B, h, w) uniform numbers in [0, 1).
     """
-    return torch.where((code_indices == mask_index) & (uniform * steps_left < 1), drawn, code_indices)
+    return (code_indices == mask_index) & (uniform * steps_left < 1)

@@ -148,13 +148,21 @@ def run_training(
     )
     images_per_step = args.train_batch_size * accelerator.num_processes * batches_per_step
 
-    def spent() -> bool:
-        images_left = args.max_train_images is None or step * images_per_step < args.max_train_images
-        time_left = args.max_train_minutes is None or stopwatch.seconds() < 60 * args.max_train_minutes
-        return step >= args.max_train_steps or not images_left or any_process(not time_left, accelerator)
+    num_steps = args.max_train_steps
+    if args.max_train_images is not None:
+        num_steps = min(num_steps, -(-args.max_train_images // images_per_step))
 
-    progress = tqdm(total=args.max_train_steps, initial=step, desc=name, disable=not accelerator.is_local_main_process)
-    last = step > 0 and spent()
+    def finished() -> bool:
+        late = args.max_train_minutes is not None and stopwatch.seconds() >= 60 * args.max_train_minutes
+        return step >= num_steps or any_process(late, accelerator)
+
+    progress = tqdm(
+        total=num_steps if args.max_train_minutes is None else None,
+        initial=step,
+        desc=name,
+        disable=not accelerator.is_local_main_process,
+    )
+    last = step > 0 and finished()
     while not last:
         logged = step_once(step, batches)
         step += 1
@@ -163,7 +171,7 @@ def run_training(
         progress.update()
         progress.set_postfix({key: f"{value:.3g}" for key, value in logged.items() if key != "lr"})
 
-        last = spent()
+        last = finished()
         if (step % args.validation_steps == 0 or last) and accelerator.is_main_process:
             metrics, pictures = validate(ema.module)
             progress.write(f"step {step}: " + ", ".join(f"{key} {figure:.4f}" for key, figure in metrics.items()))
