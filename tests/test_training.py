@@ -239,7 +239,7 @@ def test_bad_presets(preset, text, message):
 
 def test_a_missing_preset_names_those_there_are(monkeypatch):
     monkeypatch.chdir(ROOT)
-    with pytest.raises(InputError, match="demo, oasis, paper"):
+    with pytest.raises(InputError, match="demo, oasis, oasis96, paper"):
         parse_args(parser(), "part", ["--config", "papr", "--output_dir", "out"])
 
 
