@@ -1,12 +1,37 @@
 """What the benchmarks share: trainings that go on where they were stopped, and how results are written."""
 
+import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
+from vq_ihdm.errors import InputError
+from vq_ihdm.files import replacing
 from vq_ihdm.hub.record import cpu_name
+
+PLACES = {"work_dir", "output_dir", "trainings"}  # flags that change no figure
+
+
+def check_settings(args: argparse.Namespace) -> None:
+    """Keep the settings in --work_dir, so that no later run adds figures of others to them.
+
+    Raises:
+        InputError: the folder is of a run with other settings.
+    """
+    settings = {name: value for name, value in vars(args).items() if name not in PLACES}
+    file = args.work_dir / "settings.json"
+    if file.is_file():
+        for name, value in json.loads(file.read_text()).items():
+            if settings.get(name) != value:
+                raise InputError(
+                    f"{args.work_dir} holds a run with --{name} {value}, this one has {settings.get(name)}; name a "
+                    "new --work_dir"
+                )
+    with replacing(file) as temporary:
+        temporary.write_text(json.dumps(settings, indent=1) + "\n")
 
 
 def train(script: str, output_dir: Path, result: str, *flags: object) -> None:

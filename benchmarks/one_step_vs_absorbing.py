@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import machine, train, with_interval
+from common import check_settings, machine, train, with_interval
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -132,6 +132,7 @@ def sample(system: System, pipe, tokens: torch.Tensor, held_out_codes: torch.Ten
 
 def main() -> None:
     args = build_parser().parse_args()
+    check_settings(args)
     reference = EvaluationSet(*read_data_set(args.dataset_name, None), load_networks(args.feature_weights, "cpu"))
     systems = [s for s in SYSTEMS if args.trainings is None or s.training in args.trainings]
     shared = ["--config", args.config, "--dataset_name", args.dataset_name, "--vqvae", args.vqvae, "--seed", args.seed]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import machine, train, with_interval
+from common import check_settings, machine, train, with_interval
 from diffusers import DiffusionPipeline
 from PIL import Image
 
@@ -89,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = build_parser().parse_args()
+    check_settings(args)
     reference = EvaluationSet(*read_data_set(args.dataset_name, None), load_networks(args.feature_weights, "cpu"))
     print(f"every system trains for {budget_of(args)}", flush=True)
     train_all(args)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -73,12 +74,13 @@ def test_table_1_has_every_system_and_goes_on_where_it_was_killed(benchmark, tmp
     page = (results / "README.md").read_text()
     assert "| 38.57 | 36 | 1.84 |" in page and "real training images (floor)" in page
 
-    (tmp_path / "work" / "systems" / "wgan" / "row.json").unlink()
-    (tmp_path / "work" / "systems" / "wgan").rename(tmp_path / "lost")
+    shutil.rmtree(tmp_path / "work" / "systems" / "wgan")
     kept = (tmp_path / "work" / "systems" / "vq_ihdm" / "row.json").read_bytes()
     said, results = benchmark("table1.py", "--budget_images", 40)
     assert "WGAN: FID" in said and "CCE-GAN: FID" not in said
     assert (tmp_path / "work" / "systems" / "vq_ihdm" / "row.json").read_bytes() == kept
+    with pytest.raises(AssertionError, match="holds a run with --budget_images 40, this one has 60; name a new"):
+        benchmark("table1.py", "--budget_images", 60)
     again = {row["name"]: row for row in json.loads((results / "results.json").read_text())}
     assert again["wgan"]["figures"] == rows["wgan"]["figures"]  # same weights, same seed, same figures
 
