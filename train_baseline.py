@@ -174,6 +174,9 @@ def train_gan(args: argparse.Namespace, accelerator: Accelerator, splits: Datase
 
     def validate(averaged: LatentDecoder):
         """The squared MMD of samples and held-out slices, averaged to 8 x 8 pixels: no GAN has a held-out loss."""
+        with torch.random.fork_rng():
+            torch.manual_seed(args.seed)
+            averaged.estimate_statistics()
         pipeline = GANPipeline(averaged)
         pipeline.set_progress_bar_config(disable=True)
         seed = torch.Generator().manual_seed(args.seed)

@@ -42,6 +42,23 @@ def test_shapes_and_ranges_of_the_stacks():
     assert -1 <= drawn.min() < drawn.max() <= 1
 
 
+def test_samples_are_normalised_as_samples_not_as_reconstructions():
+    """Running statistics of latents ten times as large made samples black; the standing ones restore them."""
+    torch.manual_seed(0)
+    decoder = LatentDecoder(32, 32, latent_dim=7)
+    for _ in range(50):
+        decoder(10 * decoder.draw_latents(8))
+    latents = decoder.draw_latents(256)
+    with torch.no_grad():
+        wanted = decoder.train()(latents)  # normalised by themselves
+        spoiled = decoder.eval()(latents)
+        decoder.estimate_statistics()
+        restored = decoder(latents)
+    assert not decoder.training
+    assert (restored - wanted).abs().mean() < 0.2 * (spoiled - wanted).abs().mean()
+    assert {layer.momentum for layer in decoder.modules() if isinstance(layer, nn.BatchNorm2d)} == {0.1}
+
+
 @pytest.mark.parametrize(
     "name, expected",
     [

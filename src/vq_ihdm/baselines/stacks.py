@@ -70,5 +70,24 @@ class LatentDecoder(ModelMixin, ConfigMixin):
     def draw_latents(self, num_latents: int) -> torch.Tensor:
         return torch.randn(num_latents, self.config.latent_dim, device=self.device)
 
+    @torch.no_grad()
+    def estimate_statistics(self, num_batches: int = 4, batch_size: int = 32) -> None:
+        """Take batch normalisation's statistics from samples alone (standing statistics, Brock et al., 2019).
+
+        The running ones of a training mix samples with reconstructions, whose latents have another distribution as
+        long as the encoder has not learned the normal one; samples normalised by the mixture can come out black.
+        """
+        norms = [layer for layer in self.modules() if isinstance(layer, nn.BatchNorm2d)]
+        momentum = norms[0].momentum
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over all batches
+        self.train()
+        for _ in range(num_batches):
+            self(self.draw_latents(batch_size))
+        self.eval()
+        for norm in norms:
+            norm.momentum = momentum
+
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         return self.layers(latents)
