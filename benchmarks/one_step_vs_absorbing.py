@@ -130,6 +130,12 @@ def sample(system: System, pipe, tokens: torch.Tensor, held_out_codes: torch.Ten
     return draw_images(pipe, args.num_images, args.seed, **arguments)
 
 
+def evaluations(system: System, num_codes: int) -> float:
+    """Network evaluations an image. Absorbing diffusion needs one in a step that reveals any of its codes."""
+    steps = system.num_inference_steps
+    return steps * (1 - (1 - 1 / steps) ** num_codes) if system.training == "absorbing" else steps
+
+
 def main() -> None:
     args = build_parser().parse_args()
     check_settings(args)
@@ -142,35 +148,30 @@ def main() -> None:
         if training.name in folders:
             train(training.script, args.work_dir / training.name, "pipeline", *training.flags, *shared)
 
-    any_pipe = load_pipeline(next(iter(folders.values())))
-    tokenized = tokenize(any_pipe, reference, args.num_images)
-    tokens = encode_split(any_pipe.vqvae, load_slices(args.dataset_name)["train"], mirrored=True).flatten(0, 1)
+    finished = {system.key: args.work_dir / "systems" / f"{system.key}.json" for system in systems}
+    missing = [system for system in systems if not finished[system.key].is_file()]
+    if missing:
+        any_pipe = load_pipeline(folders[missing[0].training])
+        tokenized = tokenize(any_pipe, reference, args.num_images)
+        tokens = encode_split(any_pipe.vqvae, load_slices(args.dataset_name)["train"], mirrored=True).flatten(0, 1)
+    for system in missing:
+        pipe = load_pipeline(folders[system.training])
+        pipe.set_progress_bar_config(desc=system.key)
+        images, seconds = sample(system, pipe, tokens, tokenized.held_out_codes, args)
+        report = evaluate_images(images, reference, tokenized)
+        figures = {name: asdict(report.figure(name)) for name in FIGURES}
+        num_codes = tokenized.held_out_codes[0].numel()
+        costs = {"evaluations": evaluations(system, num_codes), "seconds": seconds}
+        row = {**asdict(system), "key": system.key, **costs, "figures": figures}
+        save_picture(contact_sheet(images[:32], 8, margin=0), finished[system.key].with_suffix(".png"))
+        with replacing(finished[system.key]) as temporary:
+            temporary.write_text(json.dumps(row, indent=1))
+        print(_line(row), flush=True)
 
-    rows = []
-    for system in systems:
-        done = args.work_dir / "systems" / f"{system.key}.json"
-        if not done.is_file():
-            pipe = load_pipeline(folders[system.training])
-            pipe.set_progress_bar_config(desc=system.key)
-            images, seconds = sample(system, pipe, tokens, tokenized.held_out_codes, args)
-            report = evaluate_images(images, reference, tokenized)
-            figures = {name: asdict(report.figure(name)) for name in FIGURES}
-            save_picture(contact_sheet(images[:32], 8, margin=0), done.with_suffix(".png"))
-            row = {**asdict(system), "key": system.key, "seconds": seconds, "figures": figures}
-            with replacing(done) as temporary:
-                temporary.write_text(json.dumps(row, indent=1))
-        row = json.loads(done.read_text())
-        rows.append(row | {"evaluations": evaluations(row, tokenized.held_out_codes[0].numel())})
-        print(_line(rows[-1]), flush=True)
+    rows = [json.loads(finished[system.key].read_text()) for system in systems]
     with replacing(args.output_dir) as folder:
         folder.mkdir()
         write_results(folder, rows, args, reference.held_out.images.shape[1:])
-
-
-def evaluations(row: dict, num_codes: int) -> float:
-    """Network evaluations an image. Absorbing diffusion needs one in a step that reveals any of its codes."""
-    steps = row["num_inference_steps"]
-    return steps * (1 - (1 - 1 / steps) ** num_codes) if row["training"] == "absorbing" else steps
 
 
 def write_results(folder: Path, rows: list[dict], args: argparse.Namespace, image_size: tuple[int, int]) -> None:
