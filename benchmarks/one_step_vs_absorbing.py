@@ -80,7 +80,7 @@ SYSTEMS = [
     *[System("absorbing diffusion", "absorbing", steps) for steps in ABSORBING_STEPS],
     System("absorbing diffusion, temperature 0.8", "absorbing", 256, sampling={"temperature": 0.8}),
     System("true u_T of held-out slices", "default", 1, prior="truth"),
-    System("paper's network, mixture prior", "paper", 1, prior={"kind": "mixture"}),
+    System("sigma 24, mixture prior", "paper", 1, prior={"kind": "mixture"}),
     System("sigma 3", "sigma3", 1),
     System("delta 0", "delta0", 1),
     System("delta 0, true u_T", "delta0", 1, prior="truth"),
