@@ -233,11 +233,12 @@ def _line(row: dict) -> str:
 
 
 def plot(rows: list[dict]) -> Figure:
-    """KID and FID against network evaluations and against seconds per image."""
-    figure = Figure(figsize=(11, 8), layout="constrained")
-    axes = figure.subplots(2, 2)
+    """Quality against network evaluations and against seconds per image."""
+    figure = Figure(figsize=(11, 13), layout="constrained")
+    measures = [("kid", 1e3, "KID x 1000"), ("fid", 1, "FID"), ("density", 1, "density"), ("coverage", 1, "coverage")]
+    axes = figure.subplots(len(measures), 2, sharex="col")
     series = {"default": "o-", "absorbing diffusion": "s-", SYSTEMS[0].label: "x"}
-    for i, (name, scale, title) in enumerate([("kid", 1e3, "KID x 1000"), ("fid", 1, "FID")]):
+    for i, (name, scale, title) in enumerate(measures):
         for j, (cost, unit) in enumerate([("evaluations", "network evaluations"), ("seconds", "s / image")]):
             for label, style in series.items():
                 line = [row for row in rows if row["label"] == label]
@@ -246,7 +247,8 @@ def plot(rows: list[dict]) -> Figure:
             for side, style in (("ceiling", "--"), ("floor", ":")):
                 level = rows[0]["figures"][name][side]["value"] * scale
                 axes[i, j].axhline(level, linestyle=style, color="grey", label=side)
-            axes[i, j].set(xscale="log", xlabel=unit, ylabel=title)
+            axes[i, j].set(xscale="log", ylabel=title)
+            axes[-1, j].set_xlabel(unit)
     axes[0, 0].legend()
     return figure
 
