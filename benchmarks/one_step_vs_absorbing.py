@@ -47,13 +47,17 @@ class Training:
 
 @dataclass(frozen=True)
 class System:
-    """A way to sample from a network. `prior` is fitted anew: keywords of `fit_prior`, or `truth`: held-out u_T."""
+    """A way to sample from a network, by default its own.
+
+    `prior` is fitted anew: keywords of `fit_prior`, or `truth`: u_T of held-out slices.
+    """
 
     label: str
     training: str
     num_inference_steps: int
     prior: dict | str | None = None
     sampling: dict = field(default_factory=dict)
+    delta: float | None = None
 
     @property
     def key(self) -> str:
@@ -71,7 +75,6 @@ TRAININGS = [
         ["--sigma_max", "24", "--delta", "0", "--reveal_probability", "0", "--prior", "slice", "--temperature", "1"],
     ),
     Training("sigma3", ["--sigma_max", "3"]),
-    Training("delta0", ["--delta", "0"]),
 ]
 
 SYSTEMS = [
@@ -82,8 +85,7 @@ SYSTEMS = [
     System("true u_T of held-out slices", "default", 1, prior="truth"),
     System("sigma 24, mixture prior", "paper", 1, prior={"kind": "mixture"}),
     System("sigma 3", "sigma3", 1),
-    System("delta 0", "delta0", 1),
-    System("delta 0, true u_T", "delta0", 1, prior="truth"),
+    *[System(f"delta {delta} in sampling", "default", 1, delta=delta) for delta in (0.0, 0.3)],
     *[
         System(
             f"prior: {components} Gaussians of rank {rank}", "default", 1, {"rank": rank, "num_components": components}
@@ -120,6 +122,8 @@ def sample(system: System, pipe, tokens: torch.Tensor, held_out_codes: torch.Ten
     """(N, H, W) uint8 images, and seconds per image."""
     arguments = {"num_inference_steps": system.num_inference_steps, **system.sampling}
     if isinstance(pipe, VQIHDMPipeline):
+        if system.delta is not None:
+            pipe.scheduler.register_to_config(delta=system.delta)
         if system.prior == "truth":
             picks = torch.linspace(0, len(held_out_codes) - 1, args.num_images).long()
             sharp = pipe.code_embeddings(held_out_codes[picks])
