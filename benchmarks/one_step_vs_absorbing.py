@@ -206,8 +206,8 @@ def write_results(folder: Path, rows: list[dict], args: argparse.Namespace, imag
         f"{args.num_images} images a system from seed {args.seed} against the held-out subjects. In brackets 95 % "
         "intervals. NN ratio: mean distance to the nearest training image over that to the nearest held-out image.",
         "",
-        f"Real training images at the same N (floor): {floor}. Decoded codes of real training images, which no second "
-        f"stage can beat (ceiling): {ceiling}.",
+        f"Real training images at the same N (floor): {floor}. Decoded codes of real training images, what a "
+        f"perfect second stage would reach (ceiling): {ceiling}.",
         "",
         f"Command: `python benchmarks/one_step_vs_absorbing.py {flags} --num_images {args.num_images} --seed "
         f"{args.seed} --dataset_name ... --vqvae ...`, on {machine()}.",
