@@ -35,7 +35,7 @@ from vq_ihdm.training.pictures import contact_sheet, save_picture
 
 @dataclass(frozen=True)
 class System:
-    """A row of the table, with FID, KID and Inception Score of the paper's (ADNI, trained to convergence)."""
+    """A row of the table, with FID, KID and Inception Score of the paper's (ADNI)."""
 
     name: str
     title: str
@@ -200,7 +200,7 @@ def page(rows: list[dict], args: argparse.Namespace) -> list[str]:
         "",
         "## Table 1",
         "",
-        "The last three columns are the paper's: ADNI, trained to convergence on a GPU, other feature weights.",
+        "The last three columns are the paper's: ADNI, a training many times as long, other feature weights.",
         "",
         *table(
             ["system", *(heading for _, heading, _ in FIDELITY), "paper: FID", "KID x 1000", "ISC"],
