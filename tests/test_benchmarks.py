@@ -17,7 +17,7 @@ GAN = "{latent_dim: 4, train_batch_size: 4, num_validation_images: 4}"
 PRESET = f"""
 vqgan: {{block_out_channels: [8, 8, 8], layers_per_block: 1, latent_channels: 4, vq_embed_dim: 4, num_vq_embeddings: 16,
   norm_num_groups: 4, perceptual: none, disc_channels: 8, train_batch_size: 8, lr_warmup_steps: 0}}
-ihdm: {TRANSFORMER}, sigma_max: 2, delta: 0.1, prior_rank: 8}}
+ihdm: {TRANSFORMER}, sigma_max: 2, delta: 1, prior_rank: 8}}
 baseline_absorbing: {TRANSFORMER}}}
 baseline_ihdm: {{block_out_channels: [8, 8], layers_per_block: 1, norm_num_groups: 4, num_train_timesteps: 3,
   sigma_max: 8, prior: mixture, prior_rank: 8, train_batch_size: 4, num_validation_images: 4}}
