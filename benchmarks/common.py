@@ -1,4 +1,4 @@
-"""What the benchmarks share: trainings that go on where they were stopped, and how results are written."""
+"""What the benchmarks share: flags, trainings that go on where they were stopped, and how results are written."""
 
 import argparse
 import json
@@ -11,8 +11,28 @@ import torch
 from vq_ihdm.errors import InputError
 from vq_ihdm.files import replacing
 from vq_ihdm.hub.record import cpu_name
+from vq_ihdm.training.config import positive
 
 PLACES = {"work_dir", "output_dir", "trainings"}  # flags that change no figure
+
+
+def add_benchmark_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    """The flags both have; what is finished and the results stand in folders of the benchmark's name."""
+    add = parser.add_argument
+    add("--config", default="oasis", help="preset of the networks' size and optimisation")
+    add("--dataset_name", required=True)
+    add("--mixed_precision", choices=["no", "fp16", "bf16"], default="no")
+    add("--num_images", type=positive, default=1000, help="to sample from each system")
+    add("--seed", type=int, default=0)
+    add("--feature_weights", help="Inception weights in a local file")
+    add("--work_dir", type=Path, default=f"runs/{name}")
+    add("--output_dir", type=Path, default=f"benchmarks/results/{name}")
+
+
+def shared_flags(args: argparse.Namespace) -> list[object]:
+    """What every train script of a benchmark is given."""
+    names = ("config", "dataset_name", "seed", "mixed_precision")
+    return [part for name in names for part in (f"--{name}", getattr(args, name))]
 
 
 def check_settings(args: argparse.Namespace) -> None:
@@ -49,6 +69,12 @@ def with_interval(estimate: dict, scale: float = 1) -> str:
     """An estimate of a report with its interval, three digits."""
     low, high = estimate["interval"]
     return f"{estimate['value'] * scale:.3g} [{low * scale:.3g}, {high * scale:.3g}]"
+
+
+def table(headings: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    first, *others = ["| " + " | ".join(cells) + " |" for cells in [headings, *rows]]
+    return [first, "|" + "---|" * len(headings), *others]
 
 
 def machine() -> str:

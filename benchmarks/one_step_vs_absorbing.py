@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import check_settings, machine, train, with_interval
+from common import add_benchmark_arguments, check_settings, machine, shared_flags, table, train, with_interval
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -33,6 +33,7 @@ from vq_ihdm.evaluation.pipelines import draw_images, tokenize
 from vq_ihdm.files import replacing
 from vq_ihdm.fit_prior import fit_prior
 from vq_ihdm.heat import blur
+from vq_ihdm.training.config import positive
 from vq_ihdm.training.pictures import contact_sheet, save_picture
 
 
@@ -65,6 +66,7 @@ class System:
 
 
 FIGURES = ("kid", "fid", "density", "coverage", "precision", "recall", "ms_ssim", "nearest_ratio", "copy_rate")
+HEADINGS = ["system", "steps", "evaluations", "KID x 1000", "FID", "density", "coverage", "NN ratio", "s / image"]
 ABSORBING_STEPS = [1, 10, 50, 100, 200, 256]  # the columns of the paper's Table 2
 
 TRAININGS = [
@@ -103,18 +105,11 @@ SHOWN = ["default_1_steps", "absorbing_diffusion_256_steps", SYSTEMS[0].key]
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_benchmark_arguments(parser, "one_step_vs_absorbing")
     add = parser.add_argument
-    add("--config", default="oasis", help="preset of the networks' size and optimisation")
-    add("--dataset_name", required=True)
     add("--vqvae", required=True, help="the tokenizer all systems share")
-    add("--train_steps", type=int, default=4000, help="of each network")
-    add("--mixed_precision", choices=["no", "fp16", "bf16"], default="no")
-    add("--num_images", type=int, default=1000, help="of each system")
+    add("--train_steps", type=positive, default=4000, help="of each network")
     add("--trainings", nargs="+", choices=[t.name for t in TRAININGS], help="only the systems of these networks")
-    add("--seed", type=int, default=0)
-    add("--feature_weights", help="Inception weights in a local file")
-    add("--work_dir", type=Path, default="runs/one_step_vs_absorbing")
-    add("--output_dir", type=Path, default="benchmarks/results/one_step_vs_absorbing")
     return parser
 
 
@@ -145,8 +140,7 @@ def main() -> None:
     check_settings(args)
     reference = EvaluationSet(*read_data_set(args.dataset_name, None), load_networks(args.feature_weights, "cpu"))
     systems = [s for s in SYSTEMS if args.trainings is None or s.training in args.trainings]
-    shared = ["--config", args.config, "--dataset_name", args.dataset_name, "--vqvae", args.vqvae, "--seed", args.seed]
-    shared += ["--max_train_steps", args.train_steps, "--mixed_precision", args.mixed_precision]
+    shared = [*shared_flags(args), "--vqvae", args.vqvae, "--max_train_steps", args.train_steps]
     folders = {name: args.work_dir / name / "pipeline" for name in {s.training for s in systems}}
     for training in TRAININGS:
         if training.name in folders:
@@ -170,7 +164,7 @@ def main() -> None:
         save_picture(contact_sheet(images[:32], 8, margin=0), finished[system.key].with_suffix(".png"))
         with replacing(finished[system.key]) as temporary:
             temporary.write_text(json.dumps(row, indent=1))
-        print(_line(row), flush=True)
+        print(" | ".join(cells(row)), flush=True)
 
     rows = [json.loads(finished[system.key].read_text()) for system in systems]
     with replacing(args.output_dir) as folder:
@@ -214,13 +208,13 @@ def write_results(folder: Path, rows: list[dict], args: argparse.Namespace, imag
         "",
         "Evaluations: a step of absorbing diffusion that reveals no code of an image needs none of the network.",
         "",
-        "| system | steps | evaluations | KID x 1000 | FID | density | coverage | NN ratio | s / image |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *[_line(row) for row in rows],
+        *table(HEADINGS, [cells(row) for row in rows]),
         "",
         "![Quality against cost](quality_against_cost.png)",
         "",
-        "The first sample of seed 0: absorbing diffusion in " + ", ".join(map(str, ABSORBING_STEPS)) + " steps, the "
+        f"The first sample of seed {args.seed}: absorbing diffusion in "
+        + ", ".join(map(str, ABSORBING_STEPS))
+        + " steps, the "
         "paper's setting in one, ours in one.",
         "",
         "![First samples](first_samples.png)",
@@ -228,12 +222,18 @@ def write_results(folder: Path, rows: list[dict], args: argparse.Namespace, imag
     (folder / "README.md").write_text("\n".join(lines) + "\n")
 
 
-def _line(row: dict) -> str:
+def cells(row: dict) -> list[str]:
+    """A row under `HEADINGS`."""
     figures = row["figures"]
-    cells = [row["label"], str(row["num_inference_steps"]), f"{row['evaluations']:.0f}"]
-    cells += [with_interval(figures[name]["generated"], scale) for name, scale in (("kid", 1e3), ("fid", 1))]
-    cells += [f"{figures[name]['generated']['value']:.3f}" for name in ("density", "coverage", "nearest_ratio")]
-    return "| " + " | ".join([*cells, f"{row['seconds']:.3f}"]) + " |"
+    return [
+        row["label"],
+        str(row["num_inference_steps"]),
+        f"{row['evaluations']:.0f}",
+        with_interval(figures["kid"]["generated"], 1e3),
+        with_interval(figures["fid"]["generated"]),
+        *(f"{figures[name]['generated']['value']:.3f}" for name in ("density", "coverage", "nearest_ratio")),
+        f"{row['seconds']:.3f}",
+    ]
 
 
 def plot(rows: list[dict]) -> Figure:

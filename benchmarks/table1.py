@@ -14,11 +14,10 @@ import argparse
 import json
 import shutil
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
-from common import check_settings, machine, train, with_interval
+from common import add_benchmark_arguments, check_settings, machine, shared_flags, table, train, with_interval
 from diffusers import DiffusionPipeline
 from PIL import Image
 
@@ -71,19 +70,13 @@ OTHERS = [
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--config", default="oasis", help="preset of the networks' size and optimisation")
-    add("--dataset_name", required=True)
+    add_benchmark_arguments(parser, "table1")
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--budget_minutes", type=float, help="training time of each system")
     budget.add_argument("--budget_images", type=positive, help="images each system sees in training")
-    add("--num_images", type=positive, default=1000, help="to sample from each system")
-    add("--seed", type=int, default=0)
-    add("--mixed_precision", choices=["no", "fp16", "bf16"], default="no")
-    add("--perceptual_weights", help="trunk of the VQGAN's LPIPS loss, where torchvision cannot download it")
-    add("--feature_weights", help="Inception weights in a local file")
-    add("--work_dir", type=Path, default="runs/table1")
-    add("--output_dir", type=Path, default="benchmarks/results/table1")
+    parser.add_argument(
+        "--perceptual_weights", help="trunk of the VQGAN's LPIPS loss, where torchvision cannot download it"
+    )
     return parser
 
 
@@ -91,7 +84,8 @@ def main() -> None:
     args = build_parser().parse_args()
     check_settings(args)
     reference = EvaluationSet(*read_data_set(args.dataset_name, None), load_networks(args.feature_weights, "cpu"))
-    print(f"every system trains for {budget_of(args)}", flush=True)
+    amount, unit = budget_of(args)
+    print(f"every system trains for {amount:.9g} {unit}", flush=True)
     train_all(args)
 
     finished = args.work_dir / "systems"
@@ -126,22 +120,21 @@ def main() -> None:
 # ---- training -------------------------------------------------------------------------------------------------
 def train_all(args: argparse.Namespace) -> None:
     """Every system into a folder of its name under --work_dir."""
-    shared = ["--config", args.config, "--dataset_name", args.dataset_name, "--seed", args.seed]
-    shared += ["--mixed_precision", args.mixed_precision]
+    amount, unit = budget_of(args)
     # The budget alone ends a training, and no schedule of the learning rate depends on where.
-    shared += ["--max_train_steps", 10**9, "--lr_scheduler", "constant_with_warmup"]
+    shared = [*shared_flags(args), "--max_train_steps", 10**9, "--lr_scheduler", "constant_with_warmup"]
 
     def budget(share: float) -> list[object]:
-        if args.budget_minutes is not None:
-            return ["--max_train_minutes", args.budget_minutes * share]
-        return ["--max_train_images", max(1, round(args.budget_images * share))]
+        part = amount * share
+        return [f"--max_train_{unit}", part if unit == "minutes" else max(1, round(part))]
 
     perceptual = ["--perceptual_weights", args.perceptual_weights] if args.perceptual_weights else []
     vqgan = args.work_dir / "vqgan"
     train("train_vqgan.py", vqgan, "last", *shared, *budget(TOKENIZER_SHARE), *perceptual)
     for system in SYSTEMS:
-        own = ["train_ihdm.py"] if system.name == "vq_ihdm" else ["train_baseline.py", "--model", system.name]
-        script, *model = own
+        script, model = "train_baseline.py", ["--model", system.name]
+        if system.name == "vq_ihdm":
+            script, model = "train_ihdm.py", []
         tokens = ["--vqvae", vqgan / "best"] if system.tokens else []
         share = 1 - TOKENIZER_SHARE if system.tokens else 1
         train(script, args.work_dir / system.name, "pipeline", *model, *shared, *tokens, *budget(share))
@@ -151,19 +144,19 @@ def training_cost(system: System, args: argparse.Namespace) -> dict[str, float]:
     """Seconds and images of a system's training, its tokenizer's included."""
     stages = ["vqgan", system.name] if system.tokens else [system.name]
     metrics = [json.loads((args.work_dir / stage / "last" / "metrics.json").read_text()) for stage in stages]
-    return {f"training_{name}": sum(stage[key] for stage in metrics)
-            for name, key in (("seconds", "seconds"), ("images", "images_seen"))}  # fmt: skip
+    return {
+        "training_seconds": sum(stage["seconds"] for stage in metrics),
+        "training_images": sum(stage["images_seen"] for stage in metrics),
+    }
 
 
 def count_parameters(pipe: DiffusionPipeline) -> int:
-    networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
-    return sum(parameter.numel() for network in networks for parameter in network.parameters())
+    return sum(part.num_parameters() for part in pipe.components.values() if isinstance(part, torch.nn.Module))
 
 
-def budget_of(args: argparse.Namespace) -> str:
-    if args.budget_minutes is not None:
-        return f"{args.budget_minutes:g} minutes"
-    return f"{args.budget_images} images"
+def budget_of(args: argparse.Namespace) -> tuple[float, str]:
+    """Amount and unit, `minutes` or `images`."""
+    return (args.budget_images, "images") if args.budget_minutes is None else (args.budget_minutes, "minutes")
 
 
 # ---- results --------------------------------------------------------------------------------------------------
@@ -182,21 +175,20 @@ def page(rows: list[dict], args: argparse.Namespace) -> list[str]:
         f"{rows[0]['data'][side]['num_images']} slices of {rows[0]['data'][side]['num_subjects']} {name} subjects"
         for side, name in (("training", "training"), ("held_out", "held-out"))
     )
-    budget = (
-        f"--budget_minutes {args.budget_minutes:g}" if args.budget_minutes else f"--budget_images {args.budget_images}"
-    )
+    amount, unit = budget_of(args)
     floor = {"title": "real training images (floor)", "side": "floor", "figures": rows[0]["figures"]}
     ceiling = {"title": "their codes, decoded (ceiling on tokens)", "side": "ceiling", "figures": rows[0]["figures"]}
     measured = [*rows, ceiling, floor]
     return [
         "# The paper's tables and figures on one data set with one budget",
         "",
-        f"Data: {sides}, {height}x{width} pixels. Budget: {budget_of(args)} of training for every system, "
+        f"Data: {sides}, {height}x{width} pixels. Budget: {amount:.9g} {unit} of training for every system, "
         f"{TOKENIZER_SHARE:.0%} of it for the VQGAN where a system works on tokens. N = {rows[0]['num_images']} images "
         f"a system, seed {args.seed}, against all held-out slices. In brackets 95 % intervals.",
         "",
-        f"Command: `python benchmarks/table1.py --config {args.config} {budget} --num_images {args.num_images} "
-        f"--seed {args.seed} --mixed_precision {args.mixed_precision} --dataset_name ...`, on {machine()}.",
+        f"Command: `python benchmarks/table1.py --config {args.config} --budget_{unit} {amount:.9g} --num_images "
+        f"{args.num_images} --seed {args.seed} --mixed_precision {args.mixed_precision} --dataset_name ...`, on "
+        f"{machine()}.",
         "",
         "## Table 1",
         "",
@@ -248,11 +240,6 @@ def page(rows: list[dict], args: argparse.Namespace) -> list[str]:
         "## Figures 2-6",
         *(line for row in rows for line in ("", f"{row['title']}:", "", f"![{row['title']}]({row['name']}.png)")),
     ]
-
-
-def table(headings: list[str], rows: list[list[str]]) -> list[str]:
-    """Markdown."""
-    return ["| " + " | ".join(cells) + " |" for cells in [headings, ["---"] * len(headings), *rows]]
 
 
 def cell(row: dict, name: str, scale: float, interval: bool = True) -> str:

@@ -128,15 +128,19 @@ def tiny_vq_ihdm(seed: int = 0) -> VQIHDMPipeline:
     return pipeline
 
 
-@pytest.fixture(scope="session")
-def template_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A built data set: 12 template-derived subjects, four 32x32 slices each; 8 subjects to train on."""
-    folder = tmp_path_factory.mktemp("data") / "template32"
+def build_template_set(folder: Path, num_subjects: int) -> Path:
+    """A data set of template-derived subjects with four 32x32 slices each."""
     run_script(
-        "dataset_scripts/template.py", "--image_size", 32, "--num_subjects", 12, "--slices_per_subject", 4,
+        "dataset_scripts/template.py", "--image_size", 32, "--num_subjects", num_subjects, "--slices_per_subject", 4,
         "--output_dir", folder,
     )  # fmt: skip
     return folder
+
+
+@pytest.fixture(scope="session")
+def template_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A built data set: 12 template-derived subjects, four 32x32 slices each; 8 subjects to train on."""
+    return build_template_set(tmp_path_factory.mktemp("data") / "template32", num_subjects=12)
 
 
 @pytest.fixture

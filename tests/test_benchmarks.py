@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_script
+from conftest import ROOT, build_template_set
 from PIL import Image
 from test_evaluation_features import needs_inception
 
@@ -32,12 +32,7 @@ pytestmark = [pytest.mark.slow, needs_inception]
 @pytest.fixture(scope="module")
 def evaluated_set(tmp_path_factory) -> Path:
     """As `template_set`, with subjects enough for an evaluation: 6 held out."""
-    folder = tmp_path_factory.mktemp("data") / "evaluated32"
-    run_script(
-        "dataset_scripts/template.py", "--image_size", 32, "--num_subjects", 20, "--slices_per_subject", 4,
-        "--output_dir", folder,
-    )  # fmt: skip
-    return folder
+    return build_template_set(tmp_path_factory.mktemp("data") / "evaluated32", num_subjects=20)
 
 
 @pytest.fixture
@@ -86,11 +81,12 @@ def test_table_1_has_every_system_and_goes_on_where_it_was_killed(benchmark, tmp
 
 
 def test_one_step_and_its_ablations(benchmark, vqgan_run):
-    flags = ("--vqvae", vqgan_run / "best", "--train_steps", 2, "--trainings", "default", "paper")
+    flags = ("--vqvae", vqgan_run / "best", "--train_steps", 2, "--trainings", "default", "absorbing", "paper")
     _, results = benchmark("one_step_vs_absorbing.py", *flags)
     rows = {
         (row["label"], row["num_inference_steps"]): row for row in json.loads((results / "results.json").read_text())
     }
+    assert {steps for label, steps in rows if label == "absorbing diffusion"} == {1, 10, 50, 100, 200, 256}
     assert {steps for label, steps in rows if label == "default"} == {1, 2, 4, 8}
     figures = [row["figures"] for row in rows.values()]
     assert all(f["kid"]["floor"] == figures[0]["kid"]["floor"] for f in figures)  # one reference for all

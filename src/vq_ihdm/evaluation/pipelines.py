@@ -54,9 +54,8 @@ def draw_images(
     """Images (N, H, W) uint8 of a pipeline, and the seconds each took."""
     generator = torch.Generator().manual_seed(seed)
     start = time.perf_counter()
-    output = pipe(num_images=num_images, batch_size=batch_size, generator=generator, output_type="np", **sampling)
-    seconds = (time.perf_counter() - start) / num_images
-    return (output.images[..., 0] * 255).round().astype(np.uint8), seconds
+    images = pipe(num_images=num_images, batch_size=batch_size, generator=generator, **sampling).images
+    return np.stack(images), (time.perf_counter() - start) / num_images
 
 
 @torch.no_grad()

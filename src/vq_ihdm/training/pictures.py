@@ -31,8 +31,8 @@ def reconstruction_sheet(images: torch.Tensor, reconstructions: torch.Tensor) ->
 def sample_sheet(pipeline: DiffusionPipeline, seed: int, num_images: int = 8, columns: int = 4) -> Image.Image:
     """Samples of a pipeline, the same ones for the same weights."""
     pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(num_images, generator=torch.Generator().manual_seed(seed), output_type="np").images
-    return contact_sheet((images[..., 0] * 255).round().astype("uint8"), columns)
+    images = pipeline(num_images, generator=torch.Generator().manual_seed(seed)).images
+    return contact_sheet(np.stack(images), columns)
 
 
 def save_picture(picture: Image.Image, path: str | Path) -> None:

@@ -153,8 +153,9 @@ def run_training(
         num_steps = min(num_steps, -(-args.max_train_images // images_per_step))
 
     def finished() -> bool:
-        late = args.max_train_minutes is not None and stopwatch.seconds() >= 60 * args.max_train_minutes
-        return step >= num_steps or any_process(late, accelerator)
+        if step >= num_steps or args.max_train_minutes is None:
+            return step >= num_steps
+        return any_process(stopwatch.seconds() >= 60 * args.max_train_minutes, accelerator)
 
     progress = tqdm(
         total=num_steps if args.max_train_minutes is None else None,
