@@ -6,7 +6,9 @@ The generator is a diffusers `VQModel` trained by
 
     L = |x - x^| + w_p LPIPS(x, x^) + L_vq (eq. 4) + lambda w_d L_GAN,
 
-the discriminator by the hinge loss under differentiable augmentation. Under --output_dir the script leaves
+the discriminator by the hinge loss: on the features that LPIPS computes anyway (`projected`), or as the PatchGAN of the
+original on augmented pixels (`patch`). With --pretrained_model_name_or_path a trained VQModel learns on; with
+--train_decoder_only its codes stay what they are, so that a denoiser trained on them stays valid. Under --output_dir the script leaves
 `checkpoint-<step>/` to resume from, `best/` (the averaged VQModel with the lowest held-out L1 + LPIPS), `last/` (that
 of the last step), both with record and card, `reconstructions.png`, `config.json` and the trackers' `logs/`.
 """
@@ -39,8 +41,10 @@ from vq_ihdm.vqgan.codebook import (
 )
 from vq_ihdm.vqgan.discriminator import PatchDiscriminator, diff_augment
 from vq_ihdm.vqgan.losses import adaptive_weight, hinge_loss_discriminator, hinge_loss_generator
-from vq_ihdm.vqgan.model import TrainableVQModel, create_vq_model
+from vq_ihdm.vqgan.model import TrainableVQModel, create_vq_model, downsampling_factor, load_vq_model
 from vq_ihdm.vqgan.perceptual import PerceptualLoss
+from vq_ihdm.vqgan.projected_discriminator import ProjectedDiscriminator
+from vq_ihdm.vqgan.windows import crop, draw_windows
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,6 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_training_arguments(parser)
     add = parser.add_argument
     # the VQModel
+    add("--pretrained_model_name_or_path", help="start from this VQModel or pipeline (folder or Hub id)")
+    add("--train_decoder_only", action="store_true", help="keep encoder and codebook, and so every code, as they are")
     add("--block_out_channels", type=int, nargs="+", default=[128, 128, 256, 256, 512])
     add("--layers_per_block", type=int, default=2)
     add("--latent_channels", type=int, default=256)
@@ -65,11 +71,18 @@ def build_parser() -> argparse.ArgumentParser:
     add("--perceptual", choices=["vgg", "alex", "none"], default="vgg", help="trunk of the LPIPS loss")
     add("--perceptual_weights", help="safetensors of the trunk, where torchvision cannot download it")
     add("--perceptual_weight", type=float, default=1.0)
-    add("--perceptual_crop_size", type=int, help="LPIPS on one random window per batch: cheaper")
+    add("--perceptual_crop_size", type=int, help="LPIPS on one random window of each image: cheaper")
+    add(
+        "--discriminator",
+        choices=["projected", "patch"],
+        default="projected",
+        help="on the features of LPIPS, or a PatchGAN on pixels",
+    )
     add("--disc_weight", type=float, default=0.8)
+    add("--disc_learning_rate", type=float, default=2e-4)
     add("--disc_start", type=int, default=10_000, help="the discriminator trains from this step on")
     add("--disc_warmup_steps", type=int, default=1_000, help="and its loss enters the generator so much later")
-    add("--disc_channels", type=int, default=64)
+    add("--disc_channels", type=int, default=64, help="width of the discriminator")
     add("--num_validation_images", type=int, default=256, help="held-out images of the measure, at most")
     parser.set_defaults(max_train_steps=575_000, train_batch_size=3)
     return parser
@@ -89,28 +102,40 @@ def main() -> None:
     held_out = spread_slices(splits["validation"], args.num_validation_images).to(device)
 
     # ---- networks and optimizers ------------------------------------------------------------------------------
-    vq_model = create_vq_model(
-        sample_size=max(height, width),
-        block_out_channels=args.block_out_channels,
-        layers_per_block=args.layers_per_block,
-        latent_channels=args.latent_channels,
-        vq_embed_dim=args.vq_embed_dim,
-        num_vq_embeddings=args.num_vq_embeddings,
-        norm_num_groups=args.norm_num_groups,
-    )
-    generator = TrainableVQModel(vq_model, args.l2_normalized_codes)
-    discriminator = PatchDiscriminator(args.disc_channels)
+    if args.pretrained_model_name_or_path is not None:
+        vq_model = load_vq_model(args.pretrained_model_name_or_path)
+        check_image_size(splits["train"], source, downsampling_factor(vq_model))
+    else:
+        vq_model = create_vq_model(
+            sample_size=max(height, width),
+            block_out_channels=args.block_out_channels,
+            layers_per_block=args.layers_per_block,
+            latent_channels=args.latent_channels,
+            vq_embed_dim=args.vq_embed_dim,
+            num_vq_embeddings=args.num_vq_embeddings,
+            norm_num_groups=args.norm_num_groups,
+        )
+    generator = TrainableVQModel(vq_model, args.l2_normalized_codes).train()
+    if args.train_decoder_only:
+        for part in (vq_model.encoder, vq_model.quant_conv, vq_model.quantize):
+            part.requires_grad_(False)
     perceptual = None
     if args.perceptual != "none":
         perceptual = PerceptualLoss(args.perceptual, args.perceptual_weights).to(device)
+    if args.discriminator == "projected":
+        discriminator = ProjectedDiscriminator(perceptual.feature_channels, args.disc_channels)
+    else:
+        discriminator = PatchDiscriminator(args.disc_channels)
 
-    optimizer_g = torch.optim.Adam(generator.parameters(), lr=args.learning_rate, betas=(0.5, 0.9))
-    optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=args.learning_rate, betas=(0.5, 0.9))
+    trained = [parameter for parameter in generator.parameters() if parameter.requires_grad]
+    optimizer_g = torch.optim.Adam(trained, lr=args.learning_rate, betas=(0.5, 0.9))
+    optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=args.disc_learning_rate, betas=discriminator.betas)
     scheduler_g, scheduler_d = make_scheduler(args, optimizer_g), make_scheduler(args, optimizer_d)
     generator.to(device)
     ema = EMA(generator, args.ema_decay)
-    usage = CodeUsage(args.num_vq_embeddings, device)  # since the last restart of dead codes
-    epoch_usage = CodeUsage(args.num_vq_embeddings, device)
+    num_codes = vq_model.config.num_vq_embeddings
+    usage = CodeUsage(num_codes, device)  # since the last restart of dead codes
+    epoch_usage = CodeUsage(num_codes, device)
     generator, discriminator, optimizer_g, optimizer_d = accelerator.prepare(
         generator, discriminator, optimizer_g, optimizer_d
     )
@@ -138,7 +163,7 @@ def main() -> None:
         averaged_codebook.weight.copy_(codebook.weight)
 
     def step_once(step: int, batches: Iterator[list[int]]) -> dict[str, float]:
-        if step == 0:
+        if step == 0 and args.pretrained_model_name_or_path is None:
             init_codebook()
         for _ in range(args.gradient_accumulation_steps):
             with accelerator.accumulate(generator, discriminator):
@@ -153,27 +178,41 @@ def main() -> None:
                 losses = {"l1": (images - output).abs().mean(), "vq": vq_loss}
                 reconstruction_loss = losses["l1"]
                 if perceptual is not None:
-                    losses["lpips"] = perceptual(images, output, args.perceptual_crop_size)
+                    windows = draw_windows(
+                        len(images), (height, width), args.perceptual_crop_size or max(height, width), device
+                    )
+                    with accelerator.autocast():
+                        with torch.no_grad():
+                            features = perceptual.features(crop(images, windows))
+                        output_features = perceptual.features(crop(output, windows))
+                        losses["lpips"] = perceptual.distance(features, output_features)
                     reconstruction_loss = reconstruction_loss + args.perceptual_weight * losses["lpips"]
-                (gradient,) = torch.autograd.grad(reconstruction_loss, output)
+                (gradient,) = torch.autograd.grad(reconstruction_loss, output, retain_graph=True)
+
+                if step >= args.disc_start:
+                    if args.discriminator == "projected":
+                        real, fake = features, output_features
+                    else:
+                        real, fake = [diff_augment(images)], [diff_augment(output)]
                 if step >= args.disc_start + args.disc_warmup_steps:
-                    unwrapped_d.requires_grad_(False)
-                    losses["gan"] = hinge_loss_generator(unwrapped_d(diff_augment(output)))
+                    with accelerator.autocast():
+                        losses["gan"] = hinge_loss_generator(unwrapped_d(fake))
                     (adversarial_gradient,) = torch.autograd.grad(losses["gan"], output)
                     losses["lambda"] = adaptive_weight(
                         gradient, adversarial_gradient, last_input["value"], last_layer.weight
                     )
                     gradient = gradient + args.disc_weight * losses["lambda"] * adversarial_gradient
-                    unwrapped_d.requires_grad_(True)
                 accelerator.backward((reconstructions * gradient).sum() + vq_loss)
                 if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(generator.parameters(), args.max_grad_norm)
+                    accelerator.clip_grad_norm_(trained, args.max_grad_norm)
                 optimizer_g.step()
                 optimizer_g.zero_grad()
 
                 if step >= args.disc_start:
-                    logits = discriminator(diff_augment(torch.cat([images, output.detach()])))
-                    losses["disc"] = hinge_loss_discriminator(*logits.chunk(2))
+                    # Both sides in one pass: what wraps a network for several processes allows one a backward pass.
+                    both = [torch.cat([r, f.detach()]) for r, f in zip(real, fake, strict=True)]
+                    logits = [level.float().chunk(2) for level in discriminator(both)]
+                    losses["disc"] = hinge_loss_discriminator(*zip(*logits, strict=True))
                     accelerator.backward(losses["disc"])
                     if accelerator.sync_gradients:
                         accelerator.clip_grad_norm_(discriminator.parameters(), args.max_grad_norm)
@@ -182,12 +221,12 @@ def main() -> None:
         scheduler_g.step()
         if step >= args.disc_start:
             scheduler_d.step()
-        if args.l2_normalized_codes:
+        if args.l2_normalized_codes and not args.train_decoder_only:
             normalize_codebook(codebook)
         ema.update(unwrapped_g)
-        if args.l2_normalized_codes:
+        if args.l2_normalized_codes and not args.train_decoder_only:
             normalize_codebook(averaged_codebook)  # an average of unit vectors is shorter than one
-        if args.dead_code_steps and (step + 1) % args.dead_code_steps == 0:
+        if args.dead_code_steps and not args.train_decoder_only and (step + 1) % args.dead_code_steps == 0:
             losses["restarted_codes"] = restart_dead_codes(
                 codebook,
                 averaged_codebook,
@@ -206,7 +245,7 @@ def main() -> None:
     @torch.no_grad()
     def validate(averaged: TrainableVQModel):
         """Held-out L1 + LPIPS, which decides; code usage and perplexity; some slices above their reconstructions."""
-        totals, held_out_usage, decoded = {"l1": 0.0, "lpips": 0.0}, CodeUsage(args.num_vq_embeddings, device), []
+        totals, held_out_usage, decoded = {"l1": 0.0, "lpips": 0.0}, CodeUsage(num_codes, device), []
         for images in held_out.split(8):
             with accelerator.autocast():
                 reconstructions, _, code_indices, _ = averaged(images)

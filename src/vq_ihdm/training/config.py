@@ -40,6 +40,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--learning_rate", type=float, default=1e-4)
     add("--lr_scheduler", choices=LR_SCHEDULERS, default="constant_with_warmup")
     add("--lr_warmup_steps", type=int, default=30_000)
+    add("--lr_decay_steps", type=int, default=0, help="the last so many steps take the learning rate down to zero")
     add("--max_grad_norm", type=float, default=1.0)
     add("--ema_decay", type=float, default=0.999)
     add("--mixed_precision", choices=["no", "fp16", "bf16"], default="no")

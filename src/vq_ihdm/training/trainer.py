@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from PIL import Image
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from tqdm.auto import tqdm
 
 from ..errors import InputError
@@ -86,9 +86,15 @@ def train_network(
 
 def make_scheduler(args: argparse.Namespace, optimizer: torch.optim.Optimizer) -> LRScheduler:
     """The schedule of the learning rate the shared flags ask for."""
-    return get_scheduler(
+    shape = get_scheduler(
         args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
-    )
+    ).lr_lambdas[0]
+
+    def rate(step: int) -> float:
+        left = args.max_train_steps - step
+        return shape(step) * (min(1.0, left / args.lr_decay_steps) if args.lr_decay_steps else 1.0)
+
+    return LambdaLR(optimizer, rate)
 
 
 def run_training(

@@ -6,11 +6,15 @@ from torch import nn
 
 
 class PatchDiscriminator(nn.Module):
-    """The 70x70 PatchGAN of Isola et al. (2017) for (B, 1, H, W) images; returns logits (B, 1, ~H/8, ~W/8).
+    """The 70x70 PatchGAN of Isola et al. (2017) for (B, 1, H, W) images: one map of logits, (B, 1, ~H/8, ~W/8).
+
+    Images and logits stand in lists of one, as those of a discriminator with several levels.
 
     Group normalisation stands where the original has batch normalisation: MRI batches are small, and a batch
     statistic would differ between processes.
     """
+
+    betas = (0.5, 0.9)  # of its Adam
 
     def __init__(self, base_channels: int = 64, num_layers: int = 3):
         super().__init__()
@@ -27,8 +31,8 @@ class PatchDiscriminator(nn.Module):
             channels = width
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels, 1, 4, 1, 1))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.layers(images)
+    def forward(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [self.layers(image) for image in images]
 
 
 def diff_augment(images: torch.Tensor) -> torch.Tensor:

@@ -4,14 +4,14 @@ import torch
 import torch.nn.functional as F
 
 
-def hinge_loss_discriminator(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-    """0.5 E[max(0, 1 - D(x))] + 0.5 E[max(0, 1 + D(x^))] over logits of any shape."""
-    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+def hinge_loss_discriminator(real: list[torch.Tensor], fake: list[torch.Tensor]) -> torch.Tensor:
+    """0.5 E[max(0, 1 - D(x))] + 0.5 E[max(0, 1 + D(x^))], summed over the maps of logits a discriminator returns."""
+    return sum(0.5 * (F.relu(1 - r).mean() + F.relu(1 + f).mean()) for r, f in zip(real, fake, strict=True))
 
 
-def hinge_loss_generator(fake: torch.Tensor) -> torch.Tensor:
-    """-E[D(x^)]."""
-    return -fake.mean()
+def hinge_loss_generator(fake: list[torch.Tensor]) -> torch.Tensor:
+    """-E[D(x^)], summed over the maps of logits."""
+    return sum(-logits.mean() for logits in fake)
 
 
 def adaptive_weight(

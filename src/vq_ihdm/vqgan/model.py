@@ -38,13 +38,14 @@ def create_vq_model(
     return _with_paper_loss(model)
 
 
-def load_vq_model(path: str | Path, subfolder: str | None = None) -> VQModel:
-    """`VQModel.from_pretrained`, with the loss of eq. 4 restored.
+def load_vq_model(path: str | Path) -> VQModel:
+    """`VQModel.from_pretrained`, of a model or of a pipeline that has one, with the loss of eq. 4 restored.
 
     Raises:
         InputError: there is no VQModel at `path`.
     """
     try:
+        subfolder = "vqvae" if (Path(path) / "vqvae").is_dir() else None
         return _with_paper_loss(VQModel.from_pretrained(path, subfolder=subfolder)).eval()
     except (OSError, ValueError) as error:
         raise InputError(

@@ -1,4 +1,4 @@
-"""LPIPS (Zhang et al., 2018) for grey slices."""
+"""LPIPS (Zhang et al., 2018) for grey slices, and the features it compares."""
 
 import warnings
 
@@ -11,7 +11,9 @@ from ..errors import InputError
 
 
 class PerceptualLoss(nn.Module):
-    """LPIPS between (B, 1, H, W) images in [-1, 1], in float32 and without trainable parameters.
+    """LPIPS between (B, 1, H, W) images in [-1, 1], without trainable parameters.
+
+    The trunk's features follow the ambient autocast; they are compared in float32.
 
     Args:
         trunk: `vgg` or `alex`. Its linear heads come with the `lpips` package.
@@ -56,21 +58,27 @@ class PerceptualLoss(nn.Module):
     def train(self, mode: bool = True) -> "PerceptualLoss":
         return super().train(False)  # a fixed measure: lpips has dropout in its heads
 
-    def forward(
-        self, images: torch.Tensor, reconstructions: torch.Tensor, crop_size: int | None = None
-    ) -> torch.Tensor:
-        """Mean LPIPS over a batch.
+    @property
+    def feature_channels(self) -> list[int]:
+        """Channels of the maps that `features` returns."""
+        return self.lpips.chns
 
-        With `crop_size` one random window of that size, or as much as the images have, is compared instead of the
-        whole images: LPIPS is a mean over positions, so this is an unbiased estimate (edge effects aside) at a
-        fraction of the cost.
+    def features(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The trunk's maps of (B, 1, H, W) images in [-1, 1], from the finest to the coarsest.
+
+        Of `vgg`: relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3, with H, H/2, H/4, H/8 and H/16 rows.
         """
-        with torch.autocast(images.device.type, enabled=False):
-            pair = torch.stack([images, reconstructions]).float()
-            if crop_size is not None:
-                height, width = pair.shape[-2:]
-                y = int(torch.randint(max(height - crop_size, 0) + 1, ()))
-                x = int(torch.randint(max(width - crop_size, 0) + 1, ()))
-                pair = pair[..., y : y + crop_size, x : x + crop_size]
-            first, second = pair.expand(-1, -1, 3, -1, -1)
-            return self.lpips(first, second).mean()
+        return list(self.lpips.net(self.lpips.scaling_layer(images.expand(-1, 3, -1, -1))))
+
+    def distance(self, first: list[torch.Tensor], second: list[torch.Tensor]) -> torch.Tensor:
+        """Mean LPIPS over a batch, from the `features` of both sides."""
+        total = torch.zeros((), device=first[0].device)
+        with torch.autocast(first[0].device.type, enabled=False):
+            for head, one, other in zip(self.lpips.lins, first, second, strict=True):
+                difference = lpips.normalize_tensor(one.float()) - lpips.normalize_tensor(other.float())
+                total = total + head(difference**2).mean()
+        return total
+
+    def forward(self, images: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:
+        """Mean LPIPS over a batch of pairs."""
+        return self.distance(self.features(images), self.features(reconstructions))
