@@ -8,9 +8,11 @@ The generator is a diffusers `VQModel` trained by
 
 the discriminator by the hinge loss: on the features that LPIPS computes anyway (`projected`), or as the PatchGAN of the
 original on augmented pixels (`patch`). With --pretrained_model_name_or_path a trained VQModel learns on; with
---train_decoder_only its codes stay what they are, so that a denoiser trained on them stays valid. Under --output_dir the script leaves
-`checkpoint-<step>/` to resume from, `best/` (the averaged VQModel with the lowest held-out L1 + LPIPS), `last/` (that
-of the last step), both with record and card, `reconstructions.png`, `config.json` and the trackers' `logs/`.
+--train_decoder_only its codes stay what they are, so that a denoiser trained on them stays valid.
+
+Under --output_dir the script leaves `checkpoint-<step>/` to resume from, `best/` (the averaged VQModel with the lowest
+held-out L1 + LPIPS), `last/` (that of the last step), both with record and card, `reconstructions.png`, `config.json`
+and the trackers' `logs/`.
 """
 
 import argparse
@@ -22,7 +24,7 @@ import torch
 from accelerate.utils import broadcast, set_seed
 
 from vq_ihdm.data.images import SliceTensors, check_image_size, load_slices
-from vq_ihdm.errors import run
+from vq_ihdm.errors import InputError, run
 from vq_ihdm.hub.card import write_card
 from vq_ihdm.hub.publishing import push
 from vq_ihdm.hub.record import data_facts, stage_record, write_record
@@ -102,6 +104,8 @@ def main() -> None:
     held_out = spread_slices(splits["validation"], args.num_validation_images).to(device)
 
     # ---- networks and optimizers ------------------------------------------------------------------------------
+    if args.train_decoder_only and args.pretrained_model_name_or_path is None:
+        raise InputError("--train_decoder_only needs --pretrained_model_name_or_path, the model whose codes stay")
     if args.pretrained_model_name_or_path is not None:
         vq_model = load_vq_model(args.pretrained_model_name_or_path)
         check_image_size(splits["train"], source, downsampling_factor(vq_model))
@@ -119,9 +123,15 @@ def main() -> None:
     if args.train_decoder_only:
         for part in (vq_model.encoder, vq_model.quant_conv, vq_model.quantize):
             part.requires_grad_(False)
+    window_size = args.perceptual_crop_size or max(height, width)
     perceptual = None
     if args.perceptual != "none":
         perceptual = PerceptualLoss(args.perceptual, args.perceptual_weights).to(device)
+    if args.discriminator == "projected" and perceptual is None:
+        raise InputError(
+            "--discriminator projected judges by the features of --perceptual, which is none; name a trunk, or choose "
+            "--discriminator patch"
+        )
     if args.discriminator == "projected":
         discriminator = ProjectedDiscriminator(perceptual.feature_channels, args.disc_channels)
     else:
@@ -178,9 +188,7 @@ def main() -> None:
                 losses = {"l1": (images - output).abs().mean(), "vq": vq_loss}
                 reconstruction_loss = losses["l1"]
                 if perceptual is not None:
-                    windows = draw_windows(
-                        len(images), (height, width), args.perceptual_crop_size or max(height, width), device
-                    )
+                    windows = draw_windows(len(images), (height, width), window_size, device)
                     with accelerator.autocast():
                         with torch.no_grad():
                             features = perceptual.features(crop(images, windows))

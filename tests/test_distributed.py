@@ -72,7 +72,8 @@ def runs(tmp_path_factory, tiny_preset, template_set, pipeline_folder, plain_ihd
     """A folder with what two processes make: `vqgan`, `ihdm`, `images`, and `stdout`."""
     folder = tmp_path_factory.mktemp("distributed")
     vqgan = ["train_vqgan.py", "--config", tiny_preset, "--dataset_name", template_set, "--perceptual", "none",
-             "--max_train_steps", 4, "--report_to", "none", "--output_dir", folder / "vqgan"]  # fmt: skip
+             "--discriminator", "patch", "--max_train_steps", 4, "--report_to", "none",
+             "--output_dir", folder / "vqgan"]  # fmt: skip
     ihdm = [*plain_ihdm, "--train_batch_size", 1, "--output_dir", folder / "ihdm"]
     images = ["generate.py", "--pipeline", pipeline_folder, "--output_dir", folder / "images", *GENERATE_FLAGS]
     (folder / "stdout").write_text(torchrun(folder, vqgan, ihdm, images))

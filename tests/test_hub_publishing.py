@@ -325,8 +325,9 @@ def test_a_training_publishes_its_result(
     shared = ["--dataset_name", template_set, "--max_train_steps", 2, "--validation_steps", 2, "--report_to", "none"]
     publishing = ["--push_to_hub", "--allow_unevaluated"]
     vqgan = [
-        *shared, "--output_dir", tmp_path / "tokenizer", "--perceptual", "none", "--norm_num_groups", 4,
-        "--block_out_channels", 8, 8, 8, "--layers_per_block", 1, "--latent_channels", 4, "--vq_embed_dim", 4,
+        *shared, "--output_dir", tmp_path / "tokenizer", "--perceptual", "none", "--discriminator", "patch",
+        "--norm_num_groups", 4, "--block_out_channels", 8, 8, 8, "--layers_per_block", 1,
+        "--latent_channels", 4, "--vq_embed_dim", 4,
         "--num_vq_embeddings", 32, "--train_batch_size", 4, "--num_validation_images", 4, *publishing,
     ]  # fmt: skip
     ihdm = [

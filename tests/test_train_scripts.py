@@ -170,6 +170,40 @@ def test_a_vqgan_that_stopped_goes_on_bit_for_bit(vqgan, vqgan_run):
     assert_same_weights(folder / "last", vqgan_run / "last")
 
 
+def test_a_patch_discriminator_trains_and_resumes_too(vqgan, tmp_path):
+    whole = vqgan("--discriminator", "patch", output_dir=tmp_path / "whole")
+    folder = vqgan("--discriminator", "patch", "--max_train_steps", 5)
+    vqgan("--discriminator", "patch", "--resume_from_checkpoint", "latest")
+    assert_same_state(folder, whole)
+
+
+def test_the_learning_rate_decays_to_zero_over_the_last_steps(vqgan, vqgan_run):
+    folder = vqgan("--lr_decay_steps", 4)
+    rates = [final_state(run)["parts"]["scheduler_g"]["_last_lr"] for run in (folder, vqgan_run)]
+    assert rates == [[0.0], [1e-3]]
+
+
+def test_a_vqgan_learns_on_from_a_model_or_a_pipeline(vqgan, vqgan_run, ihdm_run, tmp_path):
+    folders = [
+        vqgan(
+            "--pretrained_model_name_or_path", place, "--learning_rate", 1e-12, "--num_vq_embeddings", 8,
+            "--max_train_steps", 2, output_dir=tmp_path / place.name,
+        )
+        for place in (vqgan_run / "best", ihdm_run / "pipeline")
+    ]  # fmt: skip
+    before, *after = (load_vq_model(folder / "best").state_dict() for folder in (vqgan_run, *folders))
+    for state in after:
+        for name, tensor in state.items():
+            torch.testing.assert_close(tensor, before[name], atol=1e-6, rtol=0)
+
+
+def test_training_the_decoder_alone_keeps_every_code(vqgan, vqgan_run, tmp_path):
+    folder = vqgan("--pretrained_model_name_or_path", vqgan_run / "best", "--train_decoder_only")
+    before, after = (load_vq_model(place).state_dict() for place in (vqgan_run / "best", folder / "last"))
+    changed = {name.split(".")[0] for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+
+
 def test_a_denoiser_that_stopped_goes_on_bit_for_bit(ihdm, ihdm_run):
     folder = ihdm("--max_train_steps", 3)
     ihdm("--resume_from_checkpoint", folder / "checkpoint-3")
@@ -278,7 +312,7 @@ def test_a_folder_of_images(tiny_preset, template_set, tmp_path):
             "--max_train_steps", 1, *arguments,
         )  # fmt: skip
 
-    run("train_vqgan.py", "--perceptual", "none", "--output_dir", tmp_path / "vqgan")
+    run("train_vqgan.py", "--perceptual", "none", "--discriminator", "patch", "--output_dir", tmp_path / "vqgan")
     run("train_ihdm.py", "--vqvae", tmp_path / "vqgan" / "last", "--output_dir", tmp_path / "ihdm")
     assert (tmp_path / "ihdm" / "pipeline" / "model_index.json").exists()
 
@@ -312,6 +346,8 @@ def test_mistakes_about_the_data(vqgan, ihdm, tmp_path, template_set, tiny_prese
 
 def test_mistakes_about_paths(ihdm, vqgan, vqgan_run, tmp_path):
     assert "holds no VQModel" in refusal(ihdm, "--vqvae", tmp_path / "missing")
+    assert "--discriminator patch" in refusal(vqgan, "--perceptual", "none")
+    assert "needs --pretrained_model_name_or_path" in refusal(vqgan, "--train_decoder_only")
     assert "cannot be read as safetensors" in refusal(vqgan, "--perceptual_weights", tmp_path / "missing")
     assert "no complete checkpoint" in refusal(vqgan, "--resume_from_checkpoint", tmp_path / "checkpoint-9")
     checkpoint = shutil.copytree(vqgan_run / "checkpoint-8", tmp_path / "elsewhere" / "checkpoint-8")

@@ -20,6 +20,8 @@ from vq_ihdm.vqgan.discriminator import PatchDiscriminator, diff_augment
 from vq_ihdm.vqgan.losses import adaptive_weight, hinge_loss_discriminator, hinge_loss_generator
 from vq_ihdm.vqgan.model import TrainableVQModel, create_vq_model, downsampling_factor, load_vq_model
 from vq_ihdm.vqgan.perceptual import PerceptualLoss
+from vq_ihdm.vqgan.projected_discriminator import ProjectedDiscriminator
+from vq_ihdm.vqgan.windows import crop, draw_windows
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
 
@@ -35,8 +37,12 @@ def seed():
 def test_hinge_losses_by_hand():
     real, fake = torch.tensor([[2.0, 0.5], [-1.0, 1.0]]), torch.tensor([[-2.0, 0.0], [1.0, -0.5]])
     # real: 0, 0.5, 2, 0 -> 0.625; fake: 0, 1, 2, 0.5 -> 0.875
-    assert hinge_loss_discriminator(real, fake).item() == pytest.approx(0.5 * (0.625 + 0.875))
-    assert hinge_loss_generator(fake).item() == pytest.approx(0.375)
+    assert hinge_loss_discriminator([real], [fake]).item() == pytest.approx(0.5 * (0.625 + 0.875))
+    assert hinge_loss_generator([fake]).item() == pytest.approx(0.375)
+    # The levels of a discriminator count alike, whatever their size: 0.75 + 0.5 (0 + 3) and 0.375 - 2.
+    real, fake = [real, torch.tensor([1.0])], [fake, torch.tensor([2.0])]
+    assert hinge_loss_discriminator(real, fake).item() == pytest.approx(0.75 + 1.5)
+    assert hinge_loss_generator(fake).item() == pytest.approx(0.375 - 2)
 
 
 def decoder_losses(adversarial_scale: float):
@@ -47,7 +53,7 @@ def decoder_losses(adversarial_scale: float):
     output = model.decode(torch.randn(2, CODE_DIM, 8, 8), force_not_quantize=True).sample
     target = torch.rand_like(output) * 2 - 1
     reconstruction = (output - target).abs().mean()
-    adversarial = adversarial_scale * hinge_loss_generator(PatchDiscriminator(8)(output))
+    adversarial = adversarial_scale * hinge_loss_generator(PatchDiscriminator(8)([output]))
     return model.decoder.conv_out.weight, output, captured["value"], reconstruction, adversarial
 
 
@@ -75,12 +81,80 @@ def test_adaptive_weight_is_at_most_one():
 
 @pytest.mark.parametrize(("size", "logits"), [((32, 32), (2, 2)), ((176, 176), (20, 20)), ((48, 64), (4, 6))])
 def test_discriminator_judges_patches(size, logits):
-    assert PatchDiscriminator(8)(torch.randn(2, 1, *size)).shape == (2, 1, *logits)
+    (found,) = PatchDiscriminator(8)([torch.randn(2, 1, *size)])
+    assert found.shape == (2, 1, *logits)
 
 
 def test_discriminator_judges_each_image_alone():
     discriminator, images = PatchDiscriminator(8), torch.randn(3, 1, 32, 32)
-    torch.testing.assert_close(discriminator(images)[1:2], discriminator(images[1:2]))
+    torch.testing.assert_close(discriminator([images])[0][1:2], discriminator([images[1:2]])[0])
+
+
+def test_projected_discriminator_judges_every_level_but_the_finest(perceptual):
+    features = perceptual.features(torch.rand(3, 1, 64, 64) * 2 - 1)
+    discriminator = ProjectedDiscriminator(perceptual.feature_channels, 8).eval()
+    logits = discriminator(features)
+    assert [level.shape for level in logits] == [(3, 1, *maps.shape[2:]) for maps in features[1:]]
+    alone = discriminator([maps[1:2] for maps in features])
+    for level, one in zip(logits, alone, strict=True):
+        torch.testing.assert_close(level[1:2], one)
+
+
+def test_projected_discriminator_is_blind_to_the_scale_of_features(perceptual):
+    """It sees their pattern: a level of large activations counts no more than one of small ones."""
+    features = perceptual.features(torch.rand(2, 1, 64, 64) * 2 - 1)
+    discriminator = ProjectedDiscriminator(perceptual.feature_channels, 8).eval()
+    scaled = [maps * 10**level for level, maps in enumerate(features)]
+    for level, same in zip(discriminator(features), discriminator(scaled), strict=True):
+        torch.testing.assert_close(level, same, rtol=1e-4, atol=1e-5)
+
+
+def test_projections_are_fixed_and_saved(perceptual):
+    first, second = (ProjectedDiscriminator(perceptual.feature_channels, 8) for _ in range(2))
+    assert not any("projection" in name for name, _ in first.named_parameters())
+    assert not torch.equal(first.projection_0, second.projection_0)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.projection_0, second.projection_0)
+
+
+def test_projected_discriminator_learns_to_tell_noise_from_smooth_images(perceptual):
+    discriminator = ProjectedDiscriminator(perceptual.feature_channels, 8)
+    optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-2, betas=discriminator.betas)
+    noise = perceptual.features(torch.rand(4, 1, 64, 64) * 2 - 1)
+    smooth = perceptual.features(torch.linspace(-1, 1, 64).expand(4, 1, 64, 64))
+    losses = []
+    for _ in range(20):
+        losses.append(hinge_loss_discriminator(discriminator(smooth), discriminator(noise)))
+        losses[-1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0] / 2
+
+
+# ---- windows ------------------------------------------------------------------------------------------------------
+
+
+def test_windows_see_every_pixel_equally_often():
+    rows, columns = draw_windows(4000, (12, 20), 5, torch.device("cpu"))
+    assert rows.shape == columns.shape == (4000, 5)
+    for indices, length in ((rows, 12), (columns, 20)):
+        share = torch.bincount(indices.flatten(), minlength=length) / len(indices)
+        assert (share - 5 / length).abs().max() < 0.04  # five standard deviations
+
+
+def test_a_window_is_cut_from_its_own_image_and_gradients_find_the_way_back():
+    images = torch.rand(3, 1, 12, 20, requires_grad=True)
+    rows, columns = windows = draw_windows(3, (12, 20), 5, torch.device("cpu"))
+    cut = crop(images, windows)
+    for b in range(3):
+        assert torch.equal(cut[b, 0], images[b, 0][rows[b]][:, columns[b]])
+    cut.sum().backward()
+    assert (images.grad.sum(dim=(1, 2, 3)) == 25).all() and images.grad.max() == 1
+
+
+def test_a_window_no_smaller_than_the_image_is_the_image():
+    images = torch.rand(2, 1, 12, 20)
+    assert torch.equal(crop(images, draw_windows(2, (12, 20), 20, torch.device("cpu"))), images)
 
 
 def augmented(images: torch.Tensor) -> torch.Tensor:
@@ -303,14 +377,9 @@ def test_gradients_pass_through_the_perceptual_loss(perceptual):
 def test_a_random_window_estimates_the_loss_of_the_whole(perceptual):
     """Stationary noise: every window is like the whole, up to edge effects of the trunk."""
     first, second = torch.rand(2, 1, 1, 160, 160) * 2 - 1
-    windows = torch.stack([perceptual(first, second, crop_size=64) for _ in range(30)])
-    assert len(windows.unique()) > 10
-    assert windows.mean().item() == pytest.approx(perceptual(first, second).item(), rel=0.1)
-
-
-def test_a_window_larger_than_the_images_is_the_whole(perceptual):
-    first, second = torch.rand(2, 1, 1, 48, 64) * 2 - 1
-    assert perceptual(first, second, crop_size=64) == perceptual(first, second)
+    windows = draw_windows(30, (160, 160), 64, torch.device("cpu"))
+    cut = perceptual(crop(first.expand(30, -1, -1, -1), windows), crop(second.expand(30, -1, -1, -1), windows))
+    assert cut.item() == pytest.approx(perceptual(first, second).item(), rel=0.1)
 
 
 def test_a_wrong_trunk_is_refused_in_one_sentence(trunk, tmp_path):

@@ -44,13 +44,13 @@ def load_vq_model(path: str | Path) -> VQModel:
     Raises:
         InputError: there is no VQModel at `path`.
     """
-    try:
-        subfolder = "vqvae" if (Path(path) / "vqvae").is_dir() else None
-        return _with_paper_loss(VQModel.from_pretrained(path, subfolder=subfolder)).eval()
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} holds no VQModel ({str(error).splitlines()[0]}); train one with train_vqgan.py"
-        ) from error
+    reasons = []
+    for subfolder in (None, "vqvae"):
+        try:
+            return _with_paper_loss(VQModel.from_pretrained(path, subfolder=subfolder)).eval()
+        except (OSError, ValueError) as error:
+            reasons.append(str(error).splitlines()[0])
+    raise InputError(f"{path} holds no VQModel ({reasons[0]}); train one with train_vqgan.py")
 
 
 def _with_paper_loss(model: VQModel) -> VQModel:
