@@ -101,7 +101,7 @@ def main() -> None:
         row |= {"seconds_per_image": seconds, "num_images": len(images), "data": report.about}
         row |= {"figures": {name: asdict(report.figure(name)) for name, *_ in FIDELITY + OTHERS}}
         with replacing(finished / system.name) as folder:
-            report.save(folder)
+            folder.mkdir()
             save_picture(contact_sheet(images[:16], columns=8), folder / "contact_sheet.png")
             (folder / "row.json").write_text(json.dumps(row, indent=1) + "\n")
         print(f"{system.title}: FID {with_interval(row['figures']['fid']['generated'])}", flush=True)
