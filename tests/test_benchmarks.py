@@ -15,8 +15,9 @@ from vq_ihdm.evaluation.features import FeatureNetwork
 TRANSFORMER = "{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, train_batch_size: 8, lr_warmup_steps: 0"
 GAN = "{latent_dim: 4, train_batch_size: 4, num_validation_images: 4}"
 PRESET = f"""
-vqgan: {{block_out_channels: [8, 8, 8], layers_per_block: 1, latent_channels: 4, vq_embed_dim: 4, num_vq_embeddings: 16,
-  norm_num_groups: 4, perceptual: none, discriminator: patch, disc_channels: 8, train_batch_size: 8, lr_warmup_steps: 0}}
+vqgan: {{block_out_channels: [8, 8, 8], layers_per_block: 1, latent_channels: 4, vq_embed_dim: 4, lr_warmup_steps: 0,
+  num_vq_embeddings: 16, norm_num_groups: 4, perceptual: none, discriminator: patch, disc_channels: 8,
+  train_batch_size: 8}}
 ihdm: {TRANSFORMER}, sigma_max: 2, delta: 1, prior_rank: 8}}
 baseline_absorbing: {TRANSFORMER}}}
 baseline_ihdm: {{block_out_channels: [8, 8], layers_per_block: 1, norm_num_groups: 4, num_train_timesteps: 3,
@@ -36,7 +37,7 @@ def evaluated_set(tmp_path_factory) -> Path:
 
 
 def run_here(command: list[str]) -> subprocess.CompletedProcess:
-    """A train script in this process, as `subprocess.run` would in another: imports take longer than these trainings."""
+    """A train script in this process, as `subprocess.run` would in another: imports take longer than training."""
     run_script(*command[1:])
     return subprocess.CompletedProcess(command, 0)
 
