@@ -4,8 +4,9 @@
     python evaluate.py --images samples/ --dataset_name data/oasis --output_dir reports/samples
 
 Writes `report.json` (its schema stands in `vq_ihdm.evaluation.report`), `report.md` and pictures. Beside every figure
-stand N, a 95 % interval, and what real images score at the same N. `nearest.png` shows real training images: mind the
-data's terms before it is passed on.
+stand N, a 95 % interval, and what real images score at the same N. Some pictures show scans of real people: mind the
+data's terms before the folder is passed on. A pipeline in a local folder gets the report without these pictures as its
+`evaluation/`, from which card and publish.py take figures and verdict.
 """
 
 import argparse
@@ -32,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--pipeline", help="folder or Hub id of a pipeline to draw images from")
     source.add_argument("--images", help="folder of generated images (grey PNG)")
     add("--dataset_name", required=True, help="the set the system was trained on: local folder or Hub id")
-    add("--split", help="held-out splits, such as validation+test; by default all but train")
+    add("--split", help="held-out splits, such as validation+test; by default test, or all but train")
     add("--output_dir", type=Path, default="evaluation")
     add("--num_images", type=int, default=1000, help="images to draw from --pipeline")
     add("--num_inference_steps", type=int, help="network evaluations an image; the pipeline's default if not given")
@@ -66,10 +67,16 @@ def main() -> None:
     else:
         report = evaluate_pipeline(pipe, reference, args.num_images, args.seed, args.batch_size, **sampling)
 
-    with replacing(args.output_dir) as folder:
-        report.save(folder)
+    published = Path(args.pipeline) / "evaluation" if args.pipeline and Path(args.pipeline).is_dir() else None
+    if published is not None:
+        with replacing(published) as folder:
+            report.save(folder, scans=False)
+    if published is None or args.output_dir.resolve() != published.resolve():
+        with replacing(args.output_dir) as folder:
+            report.save(folder, scans=True)
     kid = report.figure("kid")
     print(f"KID {kid.generated.value:.4f} (real images: {kid.floor.value:.4f}), N = {kid.generated.num_images}")
+    print(f"memorisation audit: {'failed' if report.audit.failures else 'passed'}")
     print(f"{args.output_dir / 'report.md'}")
 
 

@@ -9,6 +9,9 @@ from pathlib import Path
 import torch
 
 from vq_ihdm.errors import InputError
+from vq_ihdm.evaluation import features
+from vq_ihdm.evaluation.evaluator import EvaluationSet
+from vq_ihdm.evaluation.image_sets import read_data_set
 from vq_ihdm.files import replacing
 from vq_ihdm.hub.record import cpu_name
 from vq_ihdm.training.config import positive
@@ -21,6 +24,7 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     add = parser.add_argument
     add("--config", default="oasis", help="preset of the networks' size and optimisation")
     add("--dataset_name", required=True)
+    add("--split", help="held-out splits: validation to choose settings by; by default test, to report on")
     add("--mixed_precision", choices=["no", "fp16", "bf16"], default="no")
     add("--num_images", type=positive, default=1000, help="to sample from each system")
     add("--seed", type=int, default=0)
@@ -33,6 +37,12 @@ def shared_flags(args: argparse.Namespace) -> list[object]:
     """What every train script of a benchmark is given."""
     names = ("config", "dataset_name", "seed", "mixed_precision")
     return [part for name in names for part in (f"--{name}", getattr(args, name))]
+
+
+def load_reference(args: argparse.Namespace) -> EvaluationSet:
+    """The real images that the systems are measured against."""
+    splits = args.split.split("+") if args.split else None
+    return EvaluationSet(*read_data_set(args.dataset_name, splits), features.load_networks(args.feature_weights, "cpu"))
 
 
 def check_settings(args: argparse.Namespace) -> None:
@@ -71,10 +81,13 @@ def with_interval(estimate: dict, scale: float = 1) -> str:
     return f"{estimate['value'] * scale:.3g} [{low * scale:.3g}, {high * scale:.3g}]"
 
 
-def table(headings: list[str], rows: list[list[str]]) -> list[str]:
-    """The lines of a Markdown table."""
-    first, *others = ["| " + " | ".join(cells) + " |" for cells in [headings, *rows]]
-    return [first, "|" + "---|" * len(headings), *others]
+def without_half_samples(figures: dict[str, dict]) -> dict[str, dict]:
+    """Figures as results are published: without the values on each half-sample, which only differences need."""
+
+    def side(estimate):
+        return {k: v for k, v in estimate.items() if k != "resampled"} if isinstance(estimate, dict) else estimate
+
+    return {name: {part: side(content) for part, content in figure.items()} for name, figure in figures.items()}
 
 
 def machine() -> str:

@@ -1,13 +1,13 @@
 """Discrete VQ-IHDM in one step against absorbing diffusion in many, on the same tokens and with the same budget.
 
     python benchmarks/one_step_vs_absorbing.py --config oasis --dataset_name data/oasis --vqvae runs/vqgan/best \\
-        --train_steps 4000 --num_images 1000 --work_dir runs/one_step
+        --train_steps 4000 --training_seeds 0 1 2 --num_images 1000 --work_dir runs/one_step
 
-Trains every network below for --train_steps steps of the preset's batch, samples --num_images images a system from one
-seed, and evaluates them against the held-out subjects. Results go to --output_dir: `README.md` with the table,
-`results.json`, `quality_against_cost.png`, contact sheets, and `first_samples.png`: a sample of absorbing diffusion at
-each number of steps from the same seed (the paper's Table 2) beside ours. What is finished is kept in --work_dir: a
-killed run goes on with the rest.
+Trains every network below for --train_steps steps of the preset's batch, the two main ones once for each of
+--training_seeds, samples --num_images images a system from one seed, and evaluates them against the held-out subjects.
+Results go to --output_dir: `README.md` with the tables, `results.json`, `quality_against_cost.png`, contact sheets, and
+`first_samples.png`: a sample of absorbing diffusion at each number of steps from the same seed (the paper's Table 2)
+beside ours. What is finished is kept in --work_dir: a killed run goes on with the rest.
 """
 
 import argparse
@@ -18,18 +18,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import add_benchmark_arguments, check_settings, machine, shared_flags, table, train, with_interval
+from common import (
+    add_benchmark_arguments,
+    check_settings,
+    load_reference,
+    machine,
+    shared_flags,
+    train,
+    with_interval,
+    without_half_samples,
+)
 from matplotlib.figure import Figure
 from PIL import Image
 
 from vq_ihdm import VQIHDMPipeline, load_pipeline
-from vq_ihdm.data.images import load_slices
-from vq_ihdm.data.tokens import encode_split
 from vq_ihdm.errors import run
 from vq_ihdm.evaluation.evaluator import EvaluationSet, evaluate_images
-from vq_ihdm.evaluation.features import load_networks
-from vq_ihdm.evaluation.image_sets import read_data_set
-from vq_ihdm.evaluation.pipelines import draw_images, tokenize
+from vq_ihdm.evaluation.pipelines import Drawn, draw_images, tokenize
+from vq_ihdm.evaluation.report import table
+from vq_ihdm.evaluation.resampling import Estimate, difference, in_words, interval_over_trainings, mean
 from vq_ihdm.files import replacing
 from vq_ihdm.fit_prior import fit_prior
 from vq_ihdm.heat import blur
@@ -46,7 +53,7 @@ class Training:
     script: str = "train_ihdm.py"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class System:
     """A way to sample from a network, by default its own.
 
@@ -60,15 +67,21 @@ class System:
     sampling: dict = field(default_factory=dict)
     delta: float | None = None
 
-    @property
-    def key(self) -> str:
-        return f"{self.label}, {self.num_inference_steps} steps".replace(" ", "_").replace(":", "").replace(",", "")
+    def key(self, training_seed: int) -> str:
+        """Names its files."""
+        key = f"{self.label}, {self.num_inference_steps} steps, training {training_seed}"
+        return key.replace(" ", "_").replace(":", "").replace(",", "")
 
 
-FIGURES = ("kid", "fid", "density", "coverage", "precision", "recall", "ms_ssim", "nearest_ratio", "copy_rate")
-HEADINGS = ["system", "steps", "evaluations", "KID x 1000", "FID", "density", "coverage", "NN ratio", "s / image"]
+FIGURES = (
+    "second_stage_kid", "second_stage_fid", "second_stage_recall", "second_stage_density", "second_stage_coverage",
+    "known_pairs", "code_usage", "code_perplexity", "kid", "fid", "density", "coverage", "precision", "recall",
+    "ms_ssim", "duplicate_rate", "nearest_ratio", "copy_rate",
+)  # fmt: skip
+HEADINGS = ["system", "steps", "evaluations", "stage-2 KID x 1000", "known pairs", "KID x 1000", "FID", "s / image"]
 ABSORBING_STEPS = [1, 10, 50, 100, 200, 256]  # the columns of the paper's Table 2
 
+MAIN = ("default", "absorbing diffusion")  # labels of the systems that are trained several times
 TRAININGS = [
     Training("default", []),
     Training("absorbing", ["--model", "absorbing"], "train_baseline.py"),
@@ -100,7 +113,7 @@ SYSTEMS = [
 ]
 
 # Whose contact sheets are kept beside the table.
-SHOWN = ["default_1_steps", "absorbing_diffusion_256_steps", SYSTEMS[0].key]
+SHOWN = [("default", 1), ("absorbing diffusion", 256), (SYSTEMS[0].label, 1)]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -109,12 +122,12 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--vqvae", required=True, help="the tokenizer all systems share")
     add("--train_steps", type=positive, default=4000, help="of each network")
+    add("--training_seeds", type=int, nargs="+", default=[0], help="of the two main systems; the others have the first")
     add("--trainings", nargs="+", choices=[t.name for t in TRAININGS], help="only the systems of these networks")
     return parser
 
 
-def sample(system: System, pipe, tokens: torch.Tensor, held_out_codes: torch.Tensor, args) -> tuple[np.ndarray, float]:
-    """(N, H, W) uint8 images, and seconds per image."""
+def sample(system: System, pipe, tokens: torch.Tensor, held_out_codes: torch.Tensor, args) -> Drawn:
     arguments = {"num_inference_steps": system.num_inference_steps, **system.sampling}
     if isinstance(pipe, VQIHDMPipeline):
         if system.delta is not None:
@@ -138,122 +151,195 @@ def evaluations(system: System, num_codes: int) -> float:
 def main() -> None:
     args = build_parser().parse_args()
     check_settings(args)
-    reference = EvaluationSet(*read_data_set(args.dataset_name, None), load_networks(args.feature_weights, "cpu"))
+    reference = load_reference(args)
     systems = [s for s in SYSTEMS if args.trainings is None or s.training in args.trainings]
-    shared = [*shared_flags(args), "--vqvae", args.vqvae, "--max_train_steps", args.train_steps]
-    folders = {name: args.work_dir / name / "pipeline" for name in {s.training for s in systems}}
+    seeds = {s: args.training_seeds if s.label in MAIN else args.training_seeds[:1] for s in systems}
+    runs = [(system, seed) for system in systems for seed in seeds[system]]
     for training in TRAININGS:
-        if training.name in folders:
-            train(training.script, args.work_dir / training.name, "pipeline", *training.flags, *shared)
+        for seed in sorted({seed for system, seed in runs if system.training == training.name}):
+            flags = [*shared_flags(args), "--vqvae", args.vqvae, "--max_train_steps", args.train_steps, "--seed", seed]
+            train(training.script, trained(args, training.name, seed), "pipeline", *training.flags, *flags)
 
-    finished = {system.key: args.work_dir / "systems" / f"{system.key}.json" for system in systems}
-    missing = [system for system in systems if not finished[system.key].is_file()]
+    finished = {(s, seed): args.work_dir / "systems" / f"{s.key(seed)}.json" for s, seed in runs}
+    missing = [run for run in runs if not finished[run].is_file()]
     if missing:
-        any_pipe = load_pipeline(folders[missing[0].training])
-        tokenized = tokenize(any_pipe, reference, args.num_images)
-        tokens = encode_split(any_pipe.vqvae, load_slices(args.dataset_name)["train"], mirrored=True).flatten(0, 1)
-    for system in missing:
-        pipe = load_pipeline(folders[system.training])
-        pipe.set_progress_bar_config(desc=system.key)
-        images, seconds = sample(system, pipe, tokens, tokenized.held_out_codes, args)
-        report = evaluate_images(images, reference, tokenized)
+        system, seed = missing[0]
+        any_pipe = load_pipeline(trained(args, system.training, seed) / "pipeline")
+        tokenized = tokenize(any_pipe, reference)
+        tokens = torch.from_numpy(tokenized.training_codes).flatten(0, 1)
+        held_out_codes = torch.from_numpy(tokenized.held_out_codes)
+    for system, seed in missing:
+        pipe = load_pipeline(trained(args, system.training, seed) / "pipeline")
+        pipe.set_progress_bar_config(desc=system.key(seed))
+        images, codes, seconds = sample(system, pipe, tokens, held_out_codes, args)
+        report = evaluate_images(images, reference, tokenized, codes)
         figures = {name: asdict(report.figure(name)) for name in FIGURES}
-        num_codes = tokenized.held_out_codes[0].numel()
-        costs = {"evaluations": evaluations(system, num_codes), "seconds": seconds}
-        row = {**asdict(system), "key": system.key, **costs, "figures": figures}
-        save_picture(contact_sheet(images[:32], 8, margin=0), finished[system.key].with_suffix(".png"))
-        with replacing(finished[system.key]) as temporary:
-            temporary.write_text(json.dumps(row, indent=1))
-        print(" | ".join(cells(row)), flush=True)
+        costs = {"evaluations": evaluations(system, codes[0].size), "seconds": seconds}
+        row = {**asdict(system), "training_seed": seed, **costs, "figures": figures, "audit": report.audit.to_json()}
+        file = finished[system, seed]
+        save_picture(contact_sheet(images[:32], 8, margin=0), file.with_suffix(".png"))
+        with replacing(file) as temporary:
+            temporary.write_text(json.dumps(row))
+        print(" | ".join(cells([row])), flush=True)
 
-    rows = [json.loads(finished[system.key].read_text()) for system in systems]
+    rows = {run: json.loads(file.read_text()) for run, file in finished.items()}
     with replacing(args.output_dir) as folder:
         folder.mkdir()
-        write_results(folder, rows, args, reference.held_out.images.shape[1:])
+        write_results(folder, [[rows[s, seed] for seed in seeds[s]] for s in systems], args, reference)
 
 
-def write_results(folder: Path, rows: list[dict], args: argparse.Namespace, image_size: tuple[int, int]) -> None:
-    (folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+def trained(args: argparse.Namespace, training: str, seed: int) -> Path:
+    return args.work_dir / f"{training}_{seed}"
+
+
+def write_results(folder: Path, rows: list[list[dict]], args: argparse.Namespace, reference: EvaluationSet) -> None:
+    """`rows`: for each system its trainings, in the order of their seeds."""
+    published = [row | {"figures": without_half_samples(row["figures"])} for trainings in rows for row in trainings]
+    (folder / "results.json").write_text(json.dumps(published, indent=1) + "\n")
     plot(rows).savefig(folder / "quality_against_cost.png", dpi=120)
-    sheets = {row["key"]: args.work_dir / "systems" / f"{row['key']}.png" for row in rows}
+    sheets = {}
+    for system, trainings in ((System(*system_of(t[0])), t) for t in rows):
+        key = system.key(trainings[0]["training_seed"])
+        sheets[system.label, system.num_inference_steps] = args.work_dir / "systems" / f"{key}.png"
     # The paper's Table 2: one sample of absorbing diffusion at growing numbers of steps from one seed, then ours.
-    strip = [row["key"] for row in rows if row["label"] == "absorbing diffusion"] + [rows[0]["key"], SHOWN[0]]
-    height, width = image_size
-    first = [np.array(Image.open(sheets[key]))[:height, :width] for key in strip if key in sheets]
+    strip = [*((MAIN[1], steps) for steps in ABSORBING_STEPS), (SYSTEMS[0].label, 1), SHOWN[0]]
+    height, width = reference.held_out.images.shape[1:]
+    first = [np.array(Image.open(sheets[name]))[:height, :width] for name in strip if name in sheets]
     save_picture(contact_sheet(np.stack(first), len(first)), folder / "first_samples.png")
-    for key in SHOWN:
-        if key in sheets:
-            shutil.copy(sheets[key], folder)
+    for name in SHOWN:
+        if name in sheets:
+            shutil.copy(sheets[name], folder)
 
-    config = json.loads((args.work_dir / rows[0]["training"] / "config.json").read_text())
-    figures = rows[0]["figures"]
+    config = json.loads((trained(args, rows[0][0]["training"], args.training_seeds[0]) / "config.json").read_text())
+    figures = rows[0][0]["figures"]
     floor, ceiling = (
         f"KID x 1000 {with_interval(figures['kid'][side], 1e3)}, FID {with_interval(figures['fid'][side])}"
         for side in ("floor", "ceiling")
     )
-    flags = f"--config {args.config} --train_steps {args.train_steps} --mixed_precision {args.mixed_precision}"
+    second_stage, pairs = (figures[name]["ceiling"] for name in ("second_stage_kid", "known_pairs"))
+    names = ("config", "train_steps", "mixed_precision", "num_images", "seed")
+    flags = " ".join(f"--{name} {getattr(args, name)}" for name in names)
+    seeds = " ".join(map(str, args.training_seeds))
     lines = [
         "# One step of VQ-IHDM against absorbing diffusion",
         "",
         f"Same tokenizer, tokens, transformer size ({config['num_hidden_layers']} layers of {config['hidden_size']}) "
         f"and budget ({args.train_steps} steps of {config['train_batch_size']} slices) for every network; "
-        f"{args.num_images} images a system from seed {args.seed} against the held-out subjects. In brackets 95 % "
-        "intervals. NN ratio: mean distance to the nearest training image over that to the nearest held-out image.",
+        f"{args.num_images} images a system from seed {args.seed} against {reference.held_out.num_subjects} held-out "
+        f"subjects ({args.split or 'test'}). In brackets 95 % intervals over images and people; the two main systems "
+        f"are means of {len(args.training_seeds)} trainings.",
         "",
-        f"Real training images at the same N (floor): {floor}. Decoded codes of real training images, what a "
-        f"perfect second stage would reach (ceiling): {ceiling}.",
+        "Stage-2 KID: against the decoded codes of the held-out slices. Known pairs: share of adjacent codes that "
+        "occur in the training slices. Of real codes (ceiling): stage-2 KID x 1000 "
+        f"{with_interval(second_stage, 1e3)}, known pairs {with_interval(pairs)}. Against the scans themselves real "
+        f"training images have (floor) {floor}, and decoded codes of theirs (ceiling) {ceiling}.",
         "",
-        f"Command: `python benchmarks/one_step_vs_absorbing.py {flags} --num_images {args.num_images} --seed "
-        f"{args.seed} --dataset_name ... --vqvae ...`, on {machine()}.",
+        f"Command: `python benchmarks/one_step_vs_absorbing.py {flags} --training_seeds {seeds} --dataset_name ... "
+        f"--vqvae ...`, on {machine()}.",
         "",
         "Evaluations: a step of absorbing diffusion that reveals no code of an image needs none of the network.",
         "",
-        *table(HEADINGS, [cells(row) for row in rows]),
+        *table(HEADINGS, [cells(trainings) for trainings in rows]),
         "",
+        *comparison(rows),
         "![Quality against cost](quality_against_cost.png)",
         "",
         f"The first sample of seed {args.seed}: absorbing diffusion in "
         + ", ".join(map(str, ABSORBING_STEPS))
-        + " steps, the "
-        "paper's setting in one, ours in one.",
+        + " steps, the paper's setting in one, ours in one.",
         "",
         "![First samples](first_samples.png)",
     ]
     (folder / "README.md").write_text("\n".join(lines) + "\n")
 
 
-def cells(row: dict) -> list[str]:
-    """A row under `HEADINGS`."""
-    figures = row["figures"]
+def system_of(row: dict) -> list:
+    return [row[name] for name in System.__dataclass_fields__]
+
+
+def estimate_of(trainings: list[dict], name: str) -> Estimate:
+    """A figure's mean over trainings."""
+    return mean([Estimate(**row["figures"][name]["generated"]) for row in trainings])
+
+
+def cells(trainings: list[dict]) -> list[str]:
+    """A system under `HEADINGS`."""
+    row = trainings[0]
+    estimates = [estimate_of(trainings, name) for name in ("second_stage_kid", "known_pairs", "kid", "fid")]
     return [
         row["label"],
         str(row["num_inference_steps"]),
         f"{row['evaluations']:.0f}",
-        with_interval(figures["kid"]["generated"], 1e3),
-        with_interval(figures["fid"]["generated"]),
-        *(f"{figures[name]['generated']['value']:.3f}" for name in ("density", "coverage", "nearest_ratio")),
-        f"{row['seconds']:.3f}",
+        *(with_interval(asdict(e), scale) for e, scale in zip(estimates, (1e3, 1, 1e3, 1), strict=True)),
+        f"{np.mean([row['seconds'] for row in trainings]):.3f}",
     ]
 
 
-def plot(rows: list[dict]) -> Figure:
+def comparison(rows: list[list[dict]]) -> list[str]:
+    """The lines on our one step beside every other system, by differences that have intervals of their own."""
+    ours = next((t for t in rows if (t[0]["label"], t[0]["num_inference_steps"]) == (MAIN[0], 1)), None)
+    if ours is None:
+        return []
+    lines = []
+    for trainings in rows:
+        if trainings is ours:
+            continue
+        pairs = list(zip(ours, trainings, strict=False))  # as many as the system has trainings
+        apart = [
+            difference(*(Estimate(**row["figures"]["second_stage_kid"]["generated"]) for row in pair)) for pair in pairs
+        ]
+        overall = mean(apart)
+        intervals = [overall.interval]
+        if len(apart) > 1:
+            intervals.append(interval_over_trainings([e.value for e in apart]))
+        shown = [f"[{low * 1e3:.3g}, {high * 1e3:.3g}]" for low, high in intervals]
+        lines.append(
+            [
+                f"{trainings[0]['label']}, {trainings[0]['num_inference_steps']} steps",
+                f"{overall.value * 1e3:.3g}",
+                shown[0],
+                shown[1] if shown[1:] else "",
+                in_words(intervals, "lower"),
+                f"{np.mean([row['seconds'] for row in ours]) / np.mean([row['seconds'] for row in trainings]):.2f}",
+            ]
+        )
+    return [
+        "## Our one step beside each of the others",
+        "",
+        "Difference of stage-2 KID x 1000, ours minus theirs, with its 95 % interval over images and people, which "
+        "both share, and over pairs of trainings. The word follows from the intervals: one that contains zero tells "
+        "nothing apart. Where there is one training, another one may turn out otherwise.",
+        "",
+        *table(["beside", "difference", "images and people", "trainings", "ours is", "time of ours / theirs"], lines),
+        "",
+    ]
+
+
+def plot(rows: list[list[dict]]) -> Figure:
     """Quality against network evaluations and against seconds per image."""
     figure = Figure(figsize=(11, 13), layout="constrained")
-    measures = [("kid", 1e3, "KID x 1000"), ("fid", 1, "FID"), ("density", 1, "density"), ("coverage", 1, "coverage")]
+    measures = [
+        ("second_stage_kid", 1e3, "stage-2 KID x 1000"),
+        ("known_pairs", 1, "known pairs"),
+        ("kid", 1e3, "KID x 1000"),
+        ("fid", 1, "FID"),
+    ]
     axes = figure.subplots(len(measures), 2, sharex="col")
-    series = {"default": "o-", "absorbing diffusion": "s-", SYSTEMS[0].label: "x"}
+    series = {MAIN[0]: "o-", MAIN[1]: "s-", SYSTEMS[0].label: "x"}
     for i, (name, scale, title) in enumerate(measures):
         for j, (cost, unit) in enumerate([("evaluations", "network evaluations"), ("seconds", "s / image")]):
             for label, style in series.items():
-                line = [row for row in rows if row["label"] == label]
-                values = [row["figures"][name]["generated"]["value"] * scale for row in line]
-                axes[i, j].plot([row[cost] for row in line], values, style, label=label)
+                line = [trainings for trainings in rows if trainings[0]["label"] == label]
+                values = [estimate_of(trainings, name).value * scale for trainings in line]
+                costs = [np.mean([row[cost] for row in trainings]) for trainings in line]
+                axes[i, j].plot(costs, values, style, label=label)
             for side, style in (("ceiling", "--"), ("floor", ":")):
-                level = rows[0]["figures"][name][side]["value"] * scale
-                axes[i, j].axhline(level, linestyle=style, color="grey", label=side)
+                real = rows[0][0]["figures"][name][side]
+                if real is not None:
+                    axes[i, j].axhline(real["value"] * scale, linestyle=style, color="grey", label=side)
             axes[i, j].set(xscale="log", ylabel=title)
             axes[-1, j].set_xlabel(unit)
-    axes[0, 0].legend()
+    axes[2, 0].legend()
     return figure
 
 

@@ -17,16 +17,24 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
-from common import add_benchmark_arguments, check_settings, machine, shared_flags, table, train, with_interval
+from common import (
+    add_benchmark_arguments,
+    check_settings,
+    load_reference,
+    machine,
+    shared_flags,
+    train,
+    with_interval,
+    without_half_samples,
+)
 from diffusers import DiffusionPipeline
 from PIL import Image
 
 from vq_ihdm import load_pipeline
 from vq_ihdm.errors import run
-from vq_ihdm.evaluation.evaluator import EvaluationSet, evaluate_images
-from vq_ihdm.evaluation.features import load_networks
-from vq_ihdm.evaluation.image_sets import read_data_set
+from vq_ihdm.evaluation.evaluator import evaluate_images
 from vq_ihdm.evaluation.pipelines import draw_images, tokenize
+from vq_ihdm.evaluation.report import table
 from vq_ihdm.files import replacing
 from vq_ihdm.training.config import positive
 from vq_ihdm.training.pictures import contact_sheet, save_picture
@@ -83,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = build_parser().parse_args()
     check_settings(args)
-    reference = EvaluationSet(*read_data_set(args.dataset_name, None), load_networks(args.feature_weights, "cpu"))
+    reference = load_reference(args)
     amount, unit = budget_of(args)
     print(f"every system trains for {amount:.9g} {unit}", flush=True)
     train_all(args)
@@ -91,15 +99,16 @@ def main() -> None:
     finished = args.work_dir / "systems"
     missing = [system for system in SYSTEMS if not (finished / system.name).exists()]
     if missing:
-        tokenized = tokenize(load_pipeline(args.work_dir / "vq_ihdm" / "pipeline"), reference, args.num_images)
+        tokenized = tokenize(load_pipeline(args.work_dir / "vq_ihdm" / "pipeline"), reference)
     for system in missing:
         pipe = load_pipeline(args.work_dir / system.name / "pipeline")
         pipe.set_progress_bar_config(desc=system.name)
-        images, seconds = draw_images(pipe, args.num_images, args.seed, **system.sampling)
-        report = evaluate_images(images, reference, tokenized if system.tokens else None)
+        images, codes, seconds = draw_images(pipe, args.num_images, args.seed, **system.sampling)
+        report = evaluate_images(images, reference, tokenized if system.tokens else None, codes)
         row = {**asdict(system), **training_cost(system, args), "parameters": count_parameters(pipe)}
         row |= {"seconds_per_image": seconds, "num_images": len(images), "data": report.about}
-        row |= {"figures": {name: asdict(report.figure(name)) for name, *_ in FIDELITY + OTHERS}}
+        figures = {name: asdict(report.figure(name)) for name, *_ in FIDELITY + OTHERS}
+        row |= {"figures": without_half_samples(figures), "audit": report.audit.to_json()}
         with replacing(finished / system.name) as folder:
             folder.mkdir()
             save_picture(contact_sheet(images[:16], columns=8), folder / "contact_sheet.png")
@@ -163,8 +172,8 @@ def budget_of(args: argparse.Namespace) -> tuple[float, str]:
 def table_2(args: argparse.Namespace) -> Image.Image:
     """One sample of absorbing diffusion at each of `TABLE_2_STEPS`, all from one seed, and one of ours at one step."""
     absorbing, ours = (load_pipeline(args.work_dir / name / "pipeline") for name in ("absorbing", "vq_ihdm"))
-    samples = [draw_images(absorbing, 1, args.seed, num_inference_steps=steps)[0] for steps in TABLE_2_STEPS]
-    samples.append(draw_images(ours, 1, args.seed)[0])
+    samples = [draw_images(absorbing, 1, args.seed, num_inference_steps=steps).images for steps in TABLE_2_STEPS]
+    samples.append(draw_images(ours, 1, args.seed).images)
     return contact_sheet(np.concatenate(samples), columns=len(samples))
 
 

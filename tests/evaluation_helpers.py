@@ -2,6 +2,8 @@
 
 import numpy as np
 import torch
+from datasets import Dataset, Image
+from PIL import Image as PILImage
 from scipy import ndimage
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
@@ -45,4 +47,11 @@ def people(num_subjects: int, slices: int = 4, size: int = 32, seed: int = 0) ->
             image = np.where(distance < ventricle, 40, image) * (distance < radius)
             images.append(image + rng.normal(size=(size, size)))
     subjects, levels = np.divmod(np.arange(num_subjects * slices), slices)
-    return ImageSet(np.stack(images).clip(0, 255).astype(np.uint8), subjects, levels)
+    images = np.stack(images).clip(0, 255).astype(np.uint8)
+    return ImageSet(images, subjects, levels, as_split(images))
+
+
+def as_split(images: np.ndarray, **columns: list) -> Dataset:
+    """A split with a column of images, (N, H, W) of any depth."""
+    rows = {"image": [PILImage.fromarray(image) for image in images], **columns}
+    return Dataset.from_dict(rows).cast_column("image", Image(mode="L" if images.dtype == np.uint8 else "I;16"))

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
-from vq_ihdm.evaluation.report import Figure, Report
-from vq_ihdm.evaluation.resampling import Estimate
+import numpy as np
+
+from vq_ihdm.evaluation.audit import audit
+from vq_ihdm.evaluation.report import Figure, Power, Report
+from vq_ihdm.evaluation.resampling import RESAMPLES, Estimate, estimate
 from vq_ihdm.hub.record import write_record
 
 DATA = {
@@ -33,8 +36,8 @@ def record(folder: Path, **data: object) -> Path:
     return folder
 
 
-def evaluate(folder: Path, ratio: float = 1.0, share: float = 0.8) -> Path:
-    """Give a model's folder an evaluation with these distance ratio and share of training subjects, known to 0.02."""
+def evaluate(folder: Path, ratio: float = 1.0, copies: float = 0.0) -> Path:
+    """Give a model's folder an evaluation with this distance ratio, known to 0.02, and this share of copies."""
     about = {
         "generated": {"num_images": 500, "class": "VQIHDMPipeline", "num_inference_steps": 1, "seed": 0},
         "training": {"num_images": 80, "num_subjects": 20},
@@ -43,14 +46,16 @@ def evaluate(folder: Path, ratio: float = 1.0, share: float = 0.8) -> Path:
         "networks": [],
     }
     kid, kid_floor = Estimate(0.0512, (0.048, 0.055), 500), Estimate(0.0012, (0.0008, 0.0016), 500)
-    nearest, nearest_floor = Estimate(ratio, (ratio - 0.02, ratio + 0.02), 500), Estimate(1.0, (0.97, 1.03), 16)
-    often, often_floor = Estimate(share, (share - 0.02, share + 0.02), 500), Estimate(0.8, (0.75, 0.85), 16)
+    scatter = np.linspace(-0.018, 0.018, RESAMPLES)
     figures = [
         Figure("kid", "inception", kid, floor=kid_floor),
         Figure("isc", "inception", None, unavailable="no 1008-way head"),
-        Figure("nearest_ratio", "pixels", nearest, floor=nearest_floor),
-        Figure("training_share", "pixels", often, floor=often_floor),
+        Figure(
+            "nearest_ratio", "pixels", estimate(ratio, ratio + scatter, 500), floor=estimate(1, [1.0] * RESAMPLES, 16)
+        ),
+        Figure("copy_rate", "pixels", Estimate(copies, (copies, copies), 500), floor=Estimate(0.0, (0.0, 0.0), 16)),
     ]
+    report = Report(about, figures, pictures={}, audit=audit(figures, [Power("verbatim", 0.02, 0.95)]))
     (folder / "evaluation").mkdir(exist_ok=True)
-    (folder / "evaluation" / "report.json").write_text(Report(about, figures, pictures={}).to_json())
+    (folder / "evaluation" / "report.json").write_text(report.to_json())
     return folder

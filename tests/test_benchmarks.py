@@ -12,7 +12,8 @@ from PIL import Image
 
 from vq_ihdm.evaluation.features import FeatureNetwork
 
-TRANSFORMER = "{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, train_batch_size: 8, lr_warmup_steps: 0"
+TRANSFORMER = """{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, train_batch_size: 8,
+  lr_warmup_steps: 0, learning_rate: 0.03"""
 GAN = "{latent_dim: 4, train_batch_size: 4, num_validation_images: 4}"
 PRESET = f"""
 vqgan: {{block_out_channels: [8, 8, 8], layers_per_block: 1, latent_channels: 4, vq_embed_dim: 4, lr_warmup_steps: 0,
@@ -32,8 +33,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def evaluated_set(tmp_path_factory) -> Path:
-    """As `template_set`, with subjects enough for an evaluation: 6 held out."""
-    return build_template_set(tmp_path_factory.mktemp("data") / "evaluated32", num_subjects=20)
+    """As `template_set`, with subjects enough for an evaluation: 5 to test on."""
+    return build_template_set(tmp_path_factory.mktemp("data") / "evaluated32", num_subjects=34)
 
 
 def run_here(command: list[str]) -> subprocess.CompletedProcess:
@@ -90,21 +91,22 @@ def test_table_1_has_every_system_and_goes_on_where_it_was_killed(benchmark, tmp
 
 
 def test_one_step_and_its_ablations(benchmark, vqgan_run):
-    flags = ("--vqvae", vqgan_run / "best", "--train_steps", 1, "--trainings", "default", "absorbing")
-    _, results = benchmark("one_step_vs_absorbing.py", *flags)
-    rows = {
-        (row["label"], row["num_inference_steps"]): row for row in json.loads((results / "results.json").read_text())
-    }
-    assert {steps for label, steps in rows if label == "absorbing diffusion"} == {1, 10, 50, 100, 200, 256}
-    assert {steps for label, steps in rows if label == "default"} == {1, 2, 4, 8}
+    flags = ("--vqvae", vqgan_run / "best", "--train_steps", 2, "--trainings", "default", "absorbing")
+    _, results = benchmark("one_step_vs_absorbing.py", *flags, "--training_seeds", 0, 1)
+    content = json.loads((results / "results.json").read_text())
+    rows = {(row["label"], row["num_inference_steps"], row["training_seed"]): row for row in content}
+    assert {steps for label, steps, _ in rows if label == "absorbing diffusion"} == {1, 10, 50, 100, 200, 256}
+    assert {steps for label, steps, _ in rows if label == "default"} == {1, 2, 4, 8}
+    assert {label for label, _, seed in rows if seed == 1} == {"default", "absorbing diffusion"}
     figures = [row["figures"] for row in rows.values()]
     assert all(f["kid"]["floor"] == figures[0]["kid"]["floor"] for f in figures)  # one reference for all
-    # Every ablation reaches its system: no two of them drew the same images, but for the priors of several Gaussians,
-    # of which so few slices leave one.
-    drawn = [
-        row["figures"]["fid"]["generated"]["value"] for (label, _), row in rows.items() if "Gaussians" not in label
-    ]
+    # Every ablation and every training reaches its system: no two of them drew the same images, but for the priors of
+    # several Gaussians, of which so few slices leave one.
+    drawn = [row["figures"]["fid"]["generated"]["value"] for row in rows.values() if "Gaussians" not in row["label"]]
     assert len(set(drawn)) == len(drawn)
     for name in ("quality_against_cost.png", "first_samples.png"):
         Image.open(results / name).verify()
-    assert (results / "README.md").read_text().count("\n| ") == len(rows) + 1
+    page = (results / "README.md").read_text()
+    systems = {(label, steps) for label, steps, _ in rows}
+    assert page.count("\n| ") == len(systems) + 1 + len(systems)  # the table, and our one step beside the others
+    assert sum(page.count(f"| {word} |") for word in ("better", "worse", "cannot be told apart")) == len(systems) - 1

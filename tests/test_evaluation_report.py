@@ -6,8 +6,7 @@ import re
 import numpy as np
 import pytest
 from conftest import run_script
-from datasets import Dataset, Image
-from evaluation_helpers import TinyExtractor, people
+from evaluation_helpers import TinyExtractor, as_split, people
 from PIL import Image as PILImage
 from test_evaluation_features import needs_inception
 
@@ -15,8 +14,9 @@ from vq_ihdm.errors import InputError
 from vq_ihdm.evaluation.evaluator import EvaluationSet, evaluate_images
 from vq_ihdm.evaluation.features import FeatureNetwork
 from vq_ihdm.evaluation.image_sets import ImageSet, independent, read_data_set, read_image_folder
-from vq_ihdm.evaluation.pipelines import evaluate_pipeline, tokenize
+from vq_ihdm.evaluation.pipelines import evaluate_pipeline
 from vq_ihdm.evaluation.report import KINDS
+from vq_ihdm.evaluation.second_stage import Tokenized
 
 
 @pytest.fixture(scope="module")
@@ -43,20 +43,16 @@ def write_folder(folder, images):
 def write_data_set(folder, **splits):
     """Image sets as `load_dataset(folder)` reads them; subjects are named after their split."""
     for name, image_set in splits.items():
-        columns = {
-            "image": [PILImage.fromarray(image) for image in image_set.images],
-            "subject": [f"{name}{subject}" for subject in image_set.subjects],
-            "slice": image_set.slices.tolist(),
-        }
         (folder / "data").mkdir(parents=True, exist_ok=True)
-        split = Dataset.from_dict(columns).cast_column("image", Image(mode="L"))
+        subjects = [f"{name}{subject}" for subject in image_set.subjects]
+        split = as_split(image_set.images, subject=subjects, slice=image_set.slices.tolist())
         split.to_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")
     return folder
 
 
 def test_every_figure_has_n_an_interval_and_a_floor(report, reference):
     measured = {figure.name for figure in report.figures}
-    assert measured == set(KINDS) - {"rfid", "rkid"}
+    assert measured == {name for name, kind in KINDS.items() if kind.group not in ("reconstruction", "second stage")}
     for figure in report.figures:
         if figure.generated is None:
             assert figure.unavailable
@@ -98,9 +94,9 @@ def test_figures_are_repeatable_and_do_not_depend_on_the_order(reference, report
 
 
 def test_the_report_is_json_markdown_and_pictures(report, tmp_path):
-    report.save(tmp_path)
+    report.save(tmp_path, scans=True)
     content = json.loads((tmp_path / "report.json").read_text())
-    assert content["schema_version"] == 1 and content["generated"]["num_images"] == 24
+    assert content["schema_version"] == 2 and content["generated"]["num_images"] == 24
     assert content["held_out"] == {"num_images": 32, "num_subjects": 8}
     kid = next(figure for figure in content["figures"] if figure["name"] == "kid")
     assert kid["group"] == "fidelity" and kid["better"] == "lower" and kid["generated"]["details"]["subset_size"] == 12
@@ -116,7 +112,9 @@ def test_the_report_is_json_markdown_and_pictures(report, tmp_path):
 def test_a_pipeline_is_measured_with_its_tokenizer_and_its_prior(pipeline, reference):
     report = evaluate_pipeline(pipeline, reference, num_images=24, batch_size=7, num_inference_steps=2, temperature=0.5)
     assert report.about["generated"]["num_inference_steps"] == 2
-    assert {figure.features for figure in report.figures if figure.name == "nearest_ratio"} == {"pixels", "tiny", "u_T"}
+    assert {figure.features for figure in report.figures if figure.name == "nearest_ratio"} == {
+        "pixels", "tiny", "decoded pixels", "codes", "u_T",
+    }  # fmt: skip
     assert report.figure("rfid").generated.num_images == len(reference.held_out)
     # The tokenizer has learned nothing: what it decodes is no nearer to real images than its pipeline's draws.
     fid = report.figure("fid")
@@ -129,20 +127,18 @@ def test_a_pipeline_is_measured_with_its_tokenizer_and_its_prior(pipeline, refer
 
 
 def test_a_tokenizer_that_loses_nothing_reaches_the_floor(reference):
-    from types import SimpleNamespace
-
-    lossless = SimpleNamespace(
-        device="cpu",
-        encode_images=lambda images: (images[:, 0] * 127.5 + 127.5).round().long(),
-        decode_codes=lambda codes: codes[:, None] / 127.5 - 1,
-    )
-    tokenized = tokenize(lossless, reference, num_images=24)
-    np.testing.assert_array_equal(tokenized.held_out, reference.held_out.images)
-    report = evaluate_images(people(24, 1, seed=3).images, reference, tokenized)
+    training, held_out = (image_set.images for image_set in (reference.training, reference.held_out))
+    both_views = np.stack([training, training[..., ::-1]], axis=1)
+    tokenized = Tokenized(both_views, held_out, training, held_out, codebook_size=256)
+    generated = people(24, 1, seed=3).images
+    report = evaluate_images(generated, reference, tokenized, codes=generated)
     assert report.figure("rfid").generated.value == pytest.approx(0, abs=1e-3)
     for figure in report.figures:
-        if figure.ceiling is not None:
+        if figure.ceiling is not None and figure.floor is not None:
             assert figure.ceiling.value == figure.floor.value
+    for name in ("kid", "recall"):  # the decoded codes of held-out images are these images
+        assert report.figure(f"second_stage_{name}").generated.value == report.figure(name).generated.value
+    assert report.figure("copy_rate", "codes").generated.value == 0
 
 
 def test_sets_are_read_with_subjects_and_levels(tmp_path):
@@ -150,20 +146,19 @@ def test_sets_are_read_with_subjects_and_levels(tmp_path):
     write_data_set(tmp_path, train=training, validation=validation, test=test)
     read_training, held_out = read_data_set(str(tmp_path), None)
     np.testing.assert_array_equal(read_training.images, training.images)
-    np.testing.assert_array_equal(held_out.images, np.concatenate([validation.images, test.images]))
-    assert held_out.num_subjects == 8 and held_out.slices.max() == 3
-    only_test = read_data_set(str(tmp_path), ["test"])[1]
-    np.testing.assert_array_equal(only_test.images, test.images)
+    np.testing.assert_array_equal(held_out.images, test.images)  # by which nothing was chosen
+    both = read_data_set(str(tmp_path), ["validation", "test"])[1]
+    np.testing.assert_array_equal(both.images, np.concatenate([validation.images, test.images]))
+    assert both.num_subjects == 8 and both.slices.max() == 3
     with pytest.raises(InputError, match="no split 'dev' but train, validation, test"):
         read_data_set(str(tmp_path), ["dev"])
 
 
 def test_a_person_on_both_sides_is_refused(tmp_path):
     image_set = people(4)
-    columns = {"image": [PILImage.fromarray(i) for i in image_set.images], "subject": image_set.subjects.astype(str)}
     (tmp_path / "data").mkdir()
     for name in ("train", "validation"):
-        split = Dataset.from_dict(columns).cast_column("image", Image(mode="L"))
+        split = as_split(image_set.images, subject=image_set.subjects.astype(str).tolist())
         split.to_parquet(tmp_path / "data" / f"{name}-00000-of-00001.parquet")
     with pytest.raises(InputError, match="4 subjects .* stand both in train and in validation"):
         read_data_set(str(tmp_path), None)

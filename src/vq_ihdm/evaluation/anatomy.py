@@ -11,7 +11,7 @@ from scipy.stats import wasserstein_distance
 from skimage import filters, measure, morphology
 from tqdm.auto import tqdm
 
-from .resampling import RESAMPLES, Estimate, half_sample, interval_95
+from .resampling import Estimate, estimate, half_samples
 
 MEASURES = {
     "brain_area": "brain area / image area",
@@ -79,12 +79,11 @@ def compare_anatomy(
     real_groups: np.ndarray,
 ) -> dict[str, Estimate]:
     """Wasserstein-1 distance of each measure's distribution (N values) to the real one (M values), with interval."""
-    rng = np.random.default_rng(0)
-    halves = [(half_sample(groups, rng), half_sample(real_groups, rng)) for _ in range(RESAMPLES)]
+    halves = list(zip(half_samples(groups), half_samples(real_groups, real=True), strict=True))
     estimates = {}
     for name, values in measured.items():
         distance = float(wasserstein_distance(values, real[name]))
         resampled = [wasserstein_distance(values[i], real[name][j]) for i, j in halves]
-        details = {"median": float(np.median(values)), "real_median": float(np.median(real[name]))}
-        estimates[f"wasserstein_{name}"] = Estimate(distance, interval_95(distance, resampled, 0), len(values), details)
+        medians = {"median": float(np.median(values)), "real_median": float(np.median(real[name]))}
+        estimates[f"wasserstein_{name}"] = estimate(distance, resampled, len(values), 0, **medians)
     return estimates

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import avg_pool2d
 
 from .image_sets import ImageSet
-from .resampling import RESAMPLES, Estimate, half_sample, interval_95
+from .resampling import Estimate, estimate, half_samples
 
 MAX_PAIRS = 512
 
@@ -74,9 +74,8 @@ def pair_similarity(image_set: ImageSet, same_level: bool = False) -> Estimate |
         x, y = (torch.from_numpy(image_set.images[batch[:, side]]).unsqueeze(1).float() for side in (1, 2))
         values.append(ms_ssim(x, y))
     values = torch.cat(values).numpy()
-    resampled = [values[half_sample(pairs[:, 0], rng)].mean() for _ in range(RESAMPLES)]
-    value = float(values.mean())
-    return Estimate(value, interval_95(value, resampled, 0, 1), len(image_set), {"pairs": len(pairs)})
+    resampled = [values[half].mean() for half in half_samples(pairs[:, 0])]
+    return estimate(values.mean(), resampled, len(image_set), 0, 1, pairs=len(pairs))
 
 
 def duplicate_rate(nearest_other: np.ndarray, threshold: float, groups: np.ndarray) -> Estimate:
@@ -85,8 +84,6 @@ def duplicate_rate(nearest_other: np.ndarray, threshold: float, groups: np.ndarr
     Args:
         nearest_other: (N,) distance of each image to the nearest image of another group.
     """
-    rng = np.random.default_rng(0)
     is_duplicate = nearest_other < threshold
-    value = float(is_duplicate.mean())
-    resampled = [is_duplicate[half_sample(groups, rng)].mean() for _ in range(RESAMPLES)]
-    return Estimate(value, interval_95(value, resampled, 0, 1), len(is_duplicate), {"threshold": threshold})
+    resampled = [is_duplicate[half].mean() for half in half_samples(groups)]
+    return estimate(is_duplicate.mean(), resampled, len(is_duplicate), 0, 1, threshold=threshold)

@@ -9,26 +9,27 @@ The real side is measured once and serves any number of systems.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch.nn.functional import normalize
 
 from ..errors import InputError
 from .anatomy import compare_anatomy, measure_anatomy
+from .audit import Power, audit, power_of_copy_test
 from .diversity import duplicate_rate, pair_similarity
 from .features import FeatureNetwork, Features, content_key
-from .fidelity import fidelity
+from .fidelity import MAX_NEIGHBOURS, choice, fidelity
 from .image_sets import ImageSet, independent
-from .memorisation import Nearest, Space, memorisation_figures, nearest
-from .pictures import anatomy_plot, distance_plot, image_rows, sample_grid
+from .memorisation import Nearest, Space, memorisation_figures, nearest, relative_distance
+from .plots import anatomy_plot, distance_plot, image_grid, image_rows
 from .report import KINDS, Figure, Picture, Report
 from .resampling import Estimate
+from .second_stage import Tokenized, code_figures
 
 MIN_IMAGES = 20  # a half of them fills the ten splits of the Inception Score
 MIN_SUBJECTS = 4  # a quarter of them is one
 CLOSEST = 8  # pairs in the picture
+MAX_PLANTED = 256  # different copies in the audit's positive control
 
 
 @dataclass(frozen=True)
@@ -38,21 +39,6 @@ class Sample:
     image_set: ImageSet
     features: dict[str, Features]
     anatomy: dict[str, np.ndarray]
-
-
-class Tokenized(NamedTuple):
-    """Real images as a tokenizer sees them.
-
-    Attributes:
-        training_codes, held_out_codes: (M, h, w) code indices of all images.
-        training: (N, H, W) uint8, decoded codes of the training images that stand for N (or fewer) generated ones.
-        held_out: (M, H, W) uint8, decoded codes of all held-out images.
-    """
-
-    training_codes: torch.Tensor
-    held_out_codes: torch.Tensor
-    training: np.ndarray
-    held_out: np.ndarray
 
 
 class EvaluationSet:
@@ -78,6 +64,7 @@ class EvaluationSet:
                 )
         self._training_samples: dict[int, Sample] = {}
         self._compared: dict[str, dict[tuple[str, str], Estimate]] = {}
+        self._fidelity: dict[tuple[str, str], dict[str, dict[str, Estimate]]] = {}
 
     def check(self, images: np.ndarray, side: str) -> None:
         """Raise an InputError if images (N, H, W) are too few to be measured or not of the training images' size."""
@@ -122,9 +109,8 @@ class EvaluationSet:
 
     @cached_property
     def pixels(self) -> Space:
-        """Images with their root mean square difference, white = 1."""
-        scale = 1 / (255 * np.sqrt(self.training.images[0].size))
-        return self.space("pixels", self.training.images, self.held_out.images, scale)
+        """Images with their root mean square difference, white = 1, as they are or mirrored."""
+        return self.space("pixels", self.training.images, self.held_out.images, self._pixel_scale, mirrored=True)
 
     @cached_property
     def perceptual(self) -> Space:
@@ -133,27 +119,61 @@ class EvaluationSet:
         sides = self.training_features, self.held_out_sample.features
         return self.space(name, *(perceptual_vectors(features[name]) for features in sides))
 
-    def space(self, name: str, training: np.ndarray, held_out: np.ndarray, scale: float = 1.0) -> Space:
+    @property
+    def _pixel_scale(self) -> float:
+        return 1 / (255 * np.sqrt(self.training.images[0].size))
+
+    def token_spaces(self, tokenized: Tokenized) -> list[Space]:
+        """Where the tokenizer's error cannot hide a copy: decoded codes as images, and the share of codes that differ.
+
+        Training sees slices and their mirror images, so copies of both are looked for.
+        """
+        decoded = self.space("decoded pixels", tokenized.training, tokenized.held_out, self._pixel_scale, mirrored=True)
+        views = tokenized.training_codes.shape[1]
+        codes = Space(
+            "codes",
+            tokenized.training_codes.reshape(-1, *tokenized.held_out_codes.shape[1:]),
+            np.repeat(self.training.subjects, views),
+            tokenized.held_out_codes,
+            self.held_out.subjects,
+            scale=1 / tokenized.held_out_codes[0].size,
+            norm=0,
+        )
+        return [decoded, codes]
+
+    def space(self, name: str, training: np.ndarray, held_out: np.ndarray, scale: float = 1.0, **how) -> Space:
         """Any other space, from one vector an image; see `Space`."""
-        return Space(name, training, self.training.subjects, held_out, self.held_out.subjects, scale)
+        return Space(name, training, self.training.subjects, held_out, self.held_out.subjects, scale, **how)
+
+    def fidelity(self, sample: ImageSet, real: ImageSet, paired: bool = False) -> dict[tuple[str, str], Estimate]:
+        """`fidelity.fidelity` of a sample by (name, features); remembered by content for many systems."""
+        key = content_key(sample.images), content_key(real.images)
+        if key not in self._fidelity:
+            self._fidelity[key] = {
+                (name, network.name): estimate
+                for network in self.networks
+                for name, estimate in fidelity(
+                    network(sample.images), network(real.images), sample.subjects, real.subjects, paired
+                ).items()
+            }
+        return self._fidelity[key]
 
     def compare(self, sample: Sample) -> dict[tuple[str, str], Estimate]:
         """Fidelity, diversity and anatomy of a sample against the held-out images, by (name, features).
 
         Remembered by content: floor and ceiling are measured once for many systems.
         """
-        images, groups = sample.image_set.images, sample.image_set.subjects
-        key = content_key(images)
+        image_set = sample.image_set
+        key = content_key(image_set.images)
         if key not in self._compared:
-            real, people = self.held_out_sample, self.held_out.subjects
-            estimates = {}
-            for network in self.networks:
-                measured = fidelity(sample.features[network.name], real.features[network.name], groups, people)
-                estimates |= {(name, network.name): estimate for name, estimate in measured.items()}
-            estimates["ms_ssim", "pixels"] = pair_similarity(sample.image_set)
-            nearest_other = nearest(images, images, groups, self.pixels.scale, own=groups).distance
-            estimates["duplicate_rate", "pixels"] = duplicate_rate(nearest_other, self.pixels.copy_threshold, groups)
-            anatomy = compare_anatomy(sample.anatomy, real.anatomy, groups, people)
+            estimates = dict(self.fidelity(image_set, self.held_out))
+            estimates["ms_ssim", "pixels"] = pair_similarity(image_set)
+            compared = image_set.take(choice(image_set.subjects, MAX_NEIGHBOURS))
+            images, groups = compared.images, compared.subjects
+            nearest_other = nearest(images, images, groups, self._pixel_scale, own=groups).distance
+            estimates["duplicate_rate", "pixels"] = duplicate_rate(nearest_other, self.pixels.close, groups)
+            real = self.held_out_sample.anatomy
+            anatomy = compare_anatomy(sample.anatomy, real, image_set.subjects, self.held_out.subjects)
             estimates |= {(name, "grey levels"): estimate for name, estimate in anatomy.items()}
             self._compared[key] = estimates
         return self._compared[key]
@@ -168,13 +188,18 @@ def evaluate_images(
     generated: np.ndarray,
     reference: EvaluationSet,
     tokenized: Tokenized | None = None,
+    codes: np.ndarray | None = None,
+    prior: list[Figure] | None = None,
     about: dict | None = None,
 ) -> Report:
     """Every figure of a set of generated images.
 
     Args:
         generated: (N, H, W) uint8.
-        tokenized: the real images through the system's tokenizer (`pipelines.tokenize`), for ceiling, rFID and rKID.
+        tokenized: the real images through the system's tokenizer (`pipelines.tokenize`), for ceiling, reconstruction
+            and all that is measured on codes.
+        codes: (N, h, w), those the images were decoded from; given with `tokenized`.
+        prior: the audit of the system's prior (`pipelines.prior_figures`), which takes part in the verdict.
         about: how the images were made, for the report.
 
     Raises:
@@ -185,10 +210,11 @@ def evaluate_images(
     measured, floor, ceiling = reference.compare(sample), reference.compare(floor_sample), {}
     figures = []
     if tokenized is not None:
-        images = tokenized.training[: len(generated)]
-        decoded = ImageSet(images, reference.training.subjects[reference.training_index(len(images))])
+        index = reference.training_index(len(generated))
+        decoded = ImageSet(tokenized.training[index], reference.training.subjects[index])
         ceiling = reference.compare(reference.describe(decoded))
         figures += reconstruction_figures(tokenized.held_out, reference)
+        figures += second_stage_figures(sample.image_set, decoded, codes, tokenized, reference)
     figures += [
         Figure(name, features, estimate, ceiling.get((name, features)), floor[name, features])
         for (name, features), estimate in measured.items()
@@ -201,11 +227,17 @@ def evaluate_images(
         reason = "the levels of generated images are not known"
         figures.append(Figure("ms_ssim_same_level", "pixels", None, floor=same_level, unavailable=reason))
 
-    found = {}
     vectors = perceptual_vectors(sample.features[primary])
-    for space, queries in ((reference.pixels, generated), (reference.perceptual, vectors)):
-        found[space.name] = space.search(queries)
-        figures += memorisation_figures(space, *found[space.name])
+    queries = [(reference.pixels, generated), (reference.perceptual, vectors)]
+    if tokenized is not None:
+        queries += zip(reference.token_spaces(tokenized), (generated, codes), strict=True)
+    audited = choice(np.arange(len(generated)), MAX_NEIGHBOURS)
+    found = {space.name: space.search(vectors[audited]) for space, vectors in queries}
+    spaces = [space for space, _ in queries]
+    figures += [figure for space in spaces for figure in memorisation_figures(space, *found[space.name])]
+    figures += prior or []
+    relative = {name: relative_distance(*nearest_images) for name, nearest_images in found.items()}
+    power = positive_control(spaces, relative, reference, tokenized)
 
     order = list(KINDS)
     return Report(
@@ -217,28 +249,74 @@ def evaluate_images(
             "networks": [{"name": network.name, "weights": network.fingerprint} for network in reference.networks],
         },
         figures=sorted(figures, key=lambda figure: order.index(figure.name)),
-        pictures=_pictures(reference, sample, floor_sample, found, tokenized),
+        pictures=_pictures(reference, sample, floor_sample, audited, found, tokenized),
+        audit=audit(figures, power),
     )
+
+
+def positive_control(
+    spaces: list[Space], generated: dict[str, np.ndarray], reference: EvaluationSet, tokenized: Tokenized | None
+) -> list[Power]:
+    """How often the audit notices copies of training images among the generated ones, as they are or decoded.
+
+    Args:
+        generated: (N,) relative distances of the generated images, by space.
+    """
+    index = reference.training_index(MAX_PLANTED)
+    planted = {"verbatim": reference.training.images[index]}
+    if tokenized is not None:
+        planted["decoded"] = tokenized.training[index]
+    power = []
+    for copies, images in planted.items():
+        vectors = {"pixels": images, "decoded pixels": images}
+        vectors[reference.perceptual.name] = perceptual_vectors(reference.networks[0](images))
+        if tokenized is not None:
+            vectors["codes"] = tokenized.training_codes[index, 0]
+        relative = {space.name: relative_distance(*space.search(vectors[space.name])) for space in spaces}
+        power += power_of_copy_test(copies, generated, relative, spaces)
+    return power
+
+
+def second_stage_figures(
+    generated: ImageSet,
+    decoded: ImageSet,
+    codes: np.ndarray,
+    tokenized: Tokenized,
+    reference: EvaluationSet,
+) -> list[Figure]:
+    """Generated images and their codes (N, h, w) against the decoded codes, and the codes, of held-out images.
+
+    Args:
+        decoded: training images that stand for N generated ones, through the tokenizer: what a perfect stage 2 scores.
+    """
+    real = ImageSet(tokenized.held_out, reference.held_out.subjects)
+    measured, best = reference.fidelity(generated, real), reference.fidelity(decoded, real)
+    figures = [
+        Figure(f"second_stage_{name}", features, estimate, ceiling=best[name, features])
+        for (name, features), estimate in measured.items()
+        if f"second_stage_{name}" in KINDS
+    ]
+    index = reference.training_index(len(generated))
+    return figures + code_figures(codes, tokenized, index, decoded.subjects, real.subjects)
 
 
 def reconstruction_figures(decoded: np.ndarray, reference: EvaluationSet) -> list[Figure]:
     """rKID and rFID: the held-out images, decoded (M, H, W) uint8, against themselves."""
-    figures = []
-    people = reference.held_out.subjects
     floor = reference.compare(reference.training_sample(len(decoded)))
-    for network in reference.networks:
-        real = reference.held_out_sample.features[network.name]
-        measured = fidelity(network(decoded), real, people, people, paired=True)
-        figures += [
-            Figure(f"r{name}", network.name, measured[name], floor=floor[name, network.name]) for name in ("kid", "fid")
-        ]
-    return figures
+    real = reference.held_out
+    measured = reference.fidelity(ImageSet(decoded, real.subjects), real, paired=True)
+    return [
+        Figure(f"r{name}", features, estimate, floor=floor[name, features])
+        for (name, features), estimate in measured.items()
+        if name in ("kid", "fid")
+    ]
 
 
 def _pictures(
     reference: EvaluationSet,
     sample: Sample,
     floor_sample: Sample,
+    audited: np.ndarray,
     found: dict[str, tuple[Nearest, Nearest]],
     tokenized: Tokenized | None,
 ) -> dict[str, Picture]:
@@ -246,7 +324,7 @@ def _pictures(
     to_training, to_held_out = found["pixels"]
     closest = to_training.distance.argsort()[:CLOSEST]
     rows = {
-        "generated": generated[closest],
+        "generated": generated[audited[closest]],
         "nearest training": training[to_training.index[closest]],
         "nearest held-out": held_out[to_held_out.index[closest]],
     }
@@ -268,11 +346,17 @@ def _pictures(
         "held-out": reference.held_out_sample.anatomy,
     }
     pictures = {
-        "samples.png": Picture("Random generated and held-out images.", lambda: sample_grid(generated, held_out)),
+        "samples.png": Picture("Random generated images.", lambda: image_grid({"generated": generated})),
+        "beside_real.png": Picture(
+            "Random generated and held-out images.",
+            lambda: image_grid({"generated": generated, "held-out": held_out}),
+            shows_scans=True,
+        ),
         "nearest.png": Picture(
             f"The {CLOSEST} generated images nearest to a training image, in root mean square difference of grey "
             "levels (white = 1). The lower two rows are scans of real people.",
             lambda: image_rows(rows, notes),
+            shows_scans=True,
         ),
         "distances.png": Picture(
             "Distances to the nearest image. The larger of the two real sets has the nearer images for that alone.",
@@ -284,6 +368,6 @@ def _pictures(
         shown = np.linspace(0, len(held_out) - 1, CLOSEST).astype(int)
         pairs = {"held-out": held_out[shown], "decoded codes": tokenized.held_out[shown]}
         pictures["reconstructions.png"] = Picture(
-            "Held-out images and what the VQGAN makes of them.", lambda: image_rows(pairs)
+            "Held-out images and what the VQGAN makes of them.", lambda: image_rows(pairs), shows_scans=True
         )
     return pictures

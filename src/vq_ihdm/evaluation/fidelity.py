@@ -1,25 +1,23 @@
 """How near a set of images comes to the real ones: FID, KID, ISC, precision and recall, density and coverage.
 
-Values of FID, KID, ISC, precision and recall are torch-fidelity's. All of them but ISC depend on the features only
-through inner products, so their intervals are computed on index sets into three Gram matrices.
+Values of FID, KID, ISC, precision and recall are torch-fidelity's. Time and memory grow linearly with the number of
+images: FID takes moments that are summed block by block, KID subsets of a thousand images, and what needs all pairs is
+measured on a random choice where there are more images than `MAX_NEIGHBOURS` (precision, recall, density, coverage) or
+`MAX_RESAMPLED` (intervals, which then are as wide as those of so many images, and the extrapolated FID). All but ISC
+depend on the features only through inner products, so these are computed on index sets into three Gram matrices.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch_fidelity.metric_fid import (
-    KEY_METRIC_FID,
-    fid_features_to_statistics,
-    fid_statistics_to_metric,
-)
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
-from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 from tqdm.auto import tqdm
 
 from .features import Features
-from .resampling import RESAMPLES, Estimate, half_sample, interval_95
+from .resampling import Estimate, estimate, half_sample, half_samples
 
 RANGES = {
     "fid": (0, np.inf),
@@ -31,6 +29,9 @@ RANGES = {
     "density": (0, np.inf),
     "coverage": (0, 1),
 }
+MAX_NEIGHBOURS = 5000  # images a side of whom nearest neighbours are sought
+MAX_RESAMPLED = 2000  # images a side from which half-samples are drawn
+BLOCK = 4096  # images whose moments are summed at a time
 QUARTERS = 2  # of each half-sample: the smaller sets from which its FID is extrapolated
 
 
@@ -65,50 +66,72 @@ def fidelity(
     Returns:
         `fid`, `fid_infinity`, `kid`, `precision`, `recall`, `density`, `coverage`, and `isc` where there are logits.
     """
-    rng = np.random.default_rng(0)
     x, y = generated.pooled, real.pooled
-    grams = Grams.of(x, y)
+    statistics = moments(x), moments(y)
     subset_size = min(1000, len(x) // 2, len(y) // 2)
     kid = kid_features_to_metric(x, y, kid_subset_size=subset_size, verbose=False)
-    neighbours = prc_features_to_metric(x, y, verbose=False)
-    statistics = fid_features_to_statistics(x), fid_features_to_statistics(y)
-    fid = fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
+    values = {
+        "fid": fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID],
+        "kid": kid[KEY_METRIC_KID_MEAN],
+        **neighbourhoods(Grams.of(x[choice(groups, MAX_NEIGHBOURS)], y[choice(real_groups, MAX_NEIGHBOURS)])),
+    }
+    if generated.logits is not None:
+        values["isc"] = inception_score(generated.logits)
 
+    i, j = choice(groups, MAX_RESAMPLED), choice(real_groups, MAX_RESAMPLED)
+    grams = Grams.of(x[i], y[j])
+    logits = None if generated.logits is None else generated.logits[i]
+    resampled = resample(grams, groups[i], real_groups[j], paired, logits)
+    values["fid_infinity"] = extrapolate(frechet_distance(grams), resampled["fid"])
+    details = {"kid": {"subset_sd": kid[KEY_METRIC_KID_STD], "subset_size": subset_size}}
+    return {
+        name: estimate(value, resampled[name], len(x), *RANGES[name], **details.get(name, {}))
+        for name, value in values.items()
+    }
+
+
+def resample(
+    grams: Grams, groups: np.ndarray, real_groups: np.ndarray, paired: bool, logits: torch.Tensor | None
+) -> dict[str, list[float]]:
+    """The measures of each half-sample; arguments as of `fidelity`."""
+    rng = np.random.default_rng(0)  # of the quarters
     resampled = {name: [] for name in RANGES}
-    for _ in tqdm(range(RESAMPLES), "intervals of fidelity", leave=False):
-        i = half_sample(groups, rng)
-        j = i if paired else half_sample(real_groups, rng)
+    rows, columns = half_samples(groups), half_samples(real_groups, real=True)
+    for i, j in zip(tqdm(rows, "intervals of fidelity", leave=False), rows if paired else columns, strict=True):
         half = grams.take(i, j)
         half_fid = frechet_distance(half)
         quarters = []
         for _ in range(QUARTERS):
             k = half_sample(groups[i], rng)
             quarters.append(frechet_distance(half.take(k, k if paired else half_sample(real_groups[j], rng))))
-        resampled["fid"].append(half_fid)
-        resampled["fid_infinity"].append(extrapolate(half_fid, quarters))
-        resampled["kid"].append(kernel_distance(half))
-        for name, value in neighbourhoods(half).items():
+        measured = neighbourhoods(half)
+        measured |= {"fid": half_fid, "fid_infinity": extrapolate(half_fid, quarters), "kid": kernel_distance(half)}
+        if logits is not None:
+            measured["isc"] = inception_score(logits[i])
+        for name, value in measured.items():
             resampled[name].append(value)
-        if generated.logits is not None:
-            resampled["isc"].append(inception_score(generated.logits[i]))
+    return resampled
 
-    density_and_coverage = neighbourhoods(grams)
-    values = {
-        "fid": fid,
-        "fid_infinity": extrapolate(fid, resampled["fid"]),
-        "kid": kid[KEY_METRIC_KID_MEAN],
-        "precision": neighbours[KEY_METRIC_PRECISION],
-        "recall": neighbours[KEY_METRIC_RECALL],
-        "density": density_and_coverage["density"],
-        "coverage": density_and_coverage["coverage"],
-    }
-    details = {"kid": {"subset_sd": kid[KEY_METRIC_KID_STD], "subset_size": subset_size}}
-    if generated.logits is not None:
-        values["isc"] = inception_score(generated.logits)
-    return {
-        name: Estimate(value, interval_95(value, resampled[name], *RANGES[name]), len(x), details.get(name, {}))
-        for name, value in values.items()
-    }
+
+def choice(groups: np.ndarray, most: int) -> np.ndarray:
+    """Indices of at most `most` images: all, or those of a random choice of groups, each of which stays whole."""
+    if len(groups) <= most:
+        return np.arange(len(groups))
+    labels, position, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(0).permutation(len(labels))
+    chosen = np.zeros(len(labels), bool)
+    chosen[order[np.cumsum(counts[order]) <= most]] = True
+    return np.flatnonzero(chosen[position])
+
+
+def moments(features: torch.Tensor) -> dict[str, np.ndarray]:
+    """Mean (D,) and covariance (D, D) of (N, D) features, as torch-fidelity's `fid_features_to_statistics`."""
+    mu = features.mean(dim=0, dtype=torch.float64)
+    sigma = torch.zeros(len(mu), len(mu), dtype=torch.float64)
+    for block in features.split(BLOCK):
+        centred = block.double() - mu
+        sigma += centred.T @ centred
+    return {"mu": mu.numpy(), "sigma": (sigma / (len(features) - 1)).numpy()}
 
 
 def inception_score(logits: torch.Tensor) -> float:

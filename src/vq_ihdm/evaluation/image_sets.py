@@ -21,11 +21,13 @@ class ImageSet:
         images: (N, H, W) uint8.
         subjects: (N,) int, 0 .. S-1: the person a scan shows. A generated image is a subject of its own.
         slices: (N,) int, the level of the slice within its volume, or None where it is unknown.
+        split: of a whole split, the data set it was read from, which has the images at their full depth.
     """
 
     images: np.ndarray
     subjects: np.ndarray
     slices: np.ndarray | None = None
+    split: Dataset | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -62,14 +64,15 @@ def read_data_set(dataset_name: str, held_out_splits: list[str] | None) -> tuple
 
     Args:
         dataset_name: a folder or Hub id with the columns `image`, `subject` and, if known, `slice`.
-        held_out_splits: the splits that training never saw; every split but `train` when None.
+        held_out_splits: the splits that training never saw; when None `test`, by which nothing was chosen, or all but
+            `train` where there is no such split.
 
     Raises:
         InputError: a split or column is missing, images differ in size or have colours, or a person appears
             on both sides.
     """
     splits = load_slices(dataset_name)
-    names = held_out_splits or [name for name in splits if name != "train"]
+    names = held_out_splits or (["test"] if "test" in splits else [name for name in splits if name != "train"])
     for name in names:
         if name not in splits:
             raise InputError(f"{dataset_name} has no split '{name}' but {', '.join(splits)}; choose among them")
@@ -89,7 +92,7 @@ def _read_split(split: Dataset, name: str) -> ImageSet:
     rows = split.select_columns("image")
     images = _stack((row["image"] for row in rows), [f"image {i} of {name}" for i in range(len(rows))])
     _, subjects = np.unique(split["subject"], return_inverse=True)
-    return ImageSet(images, subjects, np.array(split["slice"]) if "slice" in split.column_names else None)
+    return ImageSet(images, subjects, np.array(split["slice"]) if "slice" in split.column_names else None, split)
 
 
 def _stack(images: Iterable[Image.Image | Path], names: list[str]) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Are patients given away: nearest training image against nearest held-out image.
 
 A generator that learned the distribution stands as near to people it never saw as to those it trained on; one that
-copies stands nearer to the latter. The same audit serves any space with a distance: pixels, perceptual features, the
-blurry states of the prior.
+copies stands nearer to the latter. The same audit serves any space with a distance: pixels, what the tokenizer makes of
+them, perceptual features, code grids, the blurry states of the prior.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,11 @@ import torch
 from tqdm.auto import tqdm
 
 from .report import Figure
-from .resampling import RESAMPLES, Estimate, half_sample, interval_95
+from .resampling import Estimate, estimate, half_samples
 
-COPY_QUANTILE = 0.01  # share of real held-out images that are nearer to a training image than the copy threshold
-DRAWS = 20  # of equally many training and held-out subjects
+CLOSE_QUANTILE = 0.01  # share of real held-out images that count as close to a training image
+COPY_FACTOR = 0.9  # how much nearer than these a copy is
+BLOCK = 512  # images a side whose distances are in memory at a time
 
 
 class Nearest(NamedTuple):
@@ -39,6 +40,8 @@ def nearest(
     subjects: np.ndarray,
     scale: float = 1.0,
     own: np.ndarray | None = None,
+    norm: float = 2.0,
+    mirrored: bool = False,
 ) -> Nearest:
     """Nearest candidate of each query, over all and by subject.
 
@@ -46,27 +49,49 @@ def nearest(
         queries: (Q, ...) and candidates: (M, ...) of any dtype, compared as flat vectors times `scale`.
         subjects: (M,) int, the subject of each candidate; there are S.
         own: (Q,) int, the subject of each query, whose candidates do not count.
+        norm: of the difference of two vectors; 0 counts the entries that differ.
+        mirrored: the query's left-right mirror image counts as well.
     """
-    flat = torch.from_numpy(queries.reshape(len(queries), -1)).float()
-    distances = np.empty((len(queries), len(candidates)), np.float32)
-    for start in tqdm(range(0, len(candidates), 512), "nearest neighbours", leave=False):
-        block = torch.from_numpy(candidates[start : start + 512].reshape(-1, flat.shape[1])).float()
-        distances[:, start : start + 512] = torch.cdist(flat, block).numpy() * scale
-    if own is not None:
-        distances[own[:, None] == subjects] = np.inf
-    index = distances.argmin(axis=1)
-    # cdist works by inner products, too coarse near zero: the nearest is measured again, so that a copy is at 0.
-    winners = torch.from_numpy(candidates[index].reshape(len(queries), -1)).float()
-    distance = (flat - winners).norm(dim=1).numpy() * scale
-    distances[np.arange(len(queries)), index] = distance
     order = np.argsort(subjects, kind="stable")
-    first = np.unique(subjects[order], return_index=True)[1]
-    return Nearest(np.minimum.reduceat(distances[:, order], first, axis=1), distance, index)
+    subjects = subjects[order]
+    labels, label = np.unique(subjects, return_inverse=True)
+    by_subject = np.full((len(queries), len(labels)), np.inf, np.float32)
+    index = np.zeros(len(queries), int)
+    distance = np.full(len(queries), np.inf, np.float32)
+    views = [queries, queries[..., ::-1]] if mirrored else [queries]
+    starts = [(row, column) for row in range(0, len(queries), BLOCK) for column in range(0, len(candidates), BLOCK)]
+    for row, column in tqdm(starts, "nearest neighbours", leave=False):
+        rows, columns = slice(row, row + BLOCK), slice(column, column + BLOCK)
+        block = _flat(candidates[order[columns]])
+        distances = np.min([torch.cdist(_flat(view[rows]), block, norm).numpy() for view in views], axis=0) * scale
+        if own is not None:
+            distances[own[rows, None] == subjects[columns]] = np.inf
+        winner = distances.argmin(axis=1)
+        lowest = distances[np.arange(len(distances)), winner]
+        nearer = lowest < distance[rows]
+        index[rows][nearer] = order[columns][winner[nearer]]
+        distance[rows][nearer] = lowest[nearer]
+        present, first = np.unique(label[columns], return_index=True)
+        known = by_subject[rows, present[0] : present[-1] + 1]  # subjects are in order, so those of a block adjoin
+        np.minimum(known, np.minimum.reduceat(distances, first, axis=1), out=known)
+    # cdist works by inner products, too coarse near zero: the nearest is measured again, so that a copy is at 0.
+    for row in range(0, len(queries), BLOCK):
+        rows = slice(row, row + BLOCK)
+        winners = _flat(candidates[index[rows]])
+        exact = [torch.linalg.vector_norm(_flat(view[rows]) - winners, norm, dim=1).numpy() for view in views]
+        distance[rows] = np.min(exact, axis=0) * scale
+    winner = np.searchsorted(labels, subjects[np.argsort(order)[index]])
+    by_subject[np.arange(len(queries)), winner] = distance
+    return Nearest(by_subject, distance, index)
+
+
+def _flat(rows: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(rows).reshape(len(rows), -1)).float()
 
 
 @dataclass(frozen=True)
 class Space:
-    """Vectors of the real images, (M, ...) of any dtype, whose distances are Euclidean after a factor `scale`."""
+    """Vectors of the real images, (M, ...) of any dtype, with a distance; see `nearest` for `scale` to `mirrored`."""
 
     name: str
     training: np.ndarray
@@ -74,12 +99,15 @@ class Space:
     held_out: np.ndarray
     held_out_subjects: np.ndarray
     scale: float = 1.0
+    norm: float = 2.0
+    mirrored: bool = False
 
     def search(self, queries: np.ndarray, own: np.ndarray | None = None) -> tuple[Nearest, Nearest]:
         """The nearest training and the nearest held-out images; `own` as in `nearest`, for the held-out side."""
+        how = {"scale": self.scale, "norm": self.norm, "mirrored": self.mirrored}
         return (
-            nearest(queries, self.training, self.training_subjects, self.scale),
-            nearest(queries, self.held_out, self.held_out_subjects, self.scale, own),
+            nearest(queries, self.training, self.training_subjects, **how),
+            nearest(queries, self.held_out, self.held_out_subjects, own=own, **how),
         )
 
     @cached_property
@@ -88,21 +116,35 @@ class Space:
         return self.search(self.held_out, self.held_out_subjects)
 
     @cached_property
-    def copy_threshold(self) -> float:
+    def close(self) -> float:
         """The distance that one in a hundred held-out images falls below with its nearest training image."""
-        return _copy_threshold(self.real[0].distance)
+        return float(np.quantile(self.real[0].distance, CLOSE_QUANTILE))
+
+    @cached_property
+    def copy_threshold(self) -> float:
+        """The relative distance below which an image is a copy: a tenth less than one in a hundred held-out images has.
+
+        Relative to held-out people, because images smoother than scans are nearer to everybody without copying
+        anybody, and copies that went through a tokenizer are as far from their original as its error.
+        """
+        return COPY_FACTOR * float(np.quantile(relative_distance(*self.real), CLOSE_QUANTILE))
+
+
+def relative_distance(to_training: Nearest, to_held_out: Nearest) -> np.ndarray:
+    """(Q,) distance to the nearest training image over that to the nearest held-out image; 0 for a copy."""
+    return to_training.distance / np.maximum(to_held_out.distance, 1e-9)
 
 
 def memorisation_figures(space: Space, to_training: Nearest, to_held_out: Nearest) -> list[Figure]:
     """The audit of generated images; the floor has held-out images in their place."""
-    each, people = np.arange(len(to_training.distance)), space.held_out_subjects
-    real_to_training, real_to_held_out = space.real
-    real_distances = real_to_training.distance
-    estimates = favour(to_training, to_held_out, each)
-    estimates["copy_rate"] = copy_rate(to_training.distance, each, real_distances, people)
-    floors = favour(real_to_training, real_to_held_out, people)
-    floors["copy_rate"] = copy_rate(real_distances, people, real_distances, people)
-    return [Figure(name, space.name, estimate, floor=floors[name]) for name, estimate in estimates.items()]
+    estimates, floors = (
+        favour(*found, groups) | {"copy_rate": copy_rate(relative_distance(*found), space.copy_threshold, groups)}
+        for found, groups in (
+            ((to_training, to_held_out), np.arange(len(to_training.distance))),
+            (space.real, space.held_out_subjects),
+        )
+    )
+    return [Figure(name, space.name, estimates[name], floor=floors[name]) for name in estimates]
 
 
 def favour(to_training: Nearest, to_held_out: Nearest, groups: np.ndarray) -> dict[str, Estimate]:
@@ -115,67 +157,61 @@ def favour(to_training: Nearest, to_held_out: Nearest, groups: np.ndarray) -> di
         `nearest_ratio` (see `distance_ratio`) and `training_share`, the share of images to which a training subject is
         the nearest of all. If the two sides cannot be told apart, the ratio is 1 and the share S / (S + T).
     """
-    rng = np.random.default_rng(0)
     training, held_out = to_training.by_subject, to_held_out.by_subject
-    columns = [np.arange(distances.shape[1]) for distances in (training, held_out)]
+    subjects = [half_samples(np.arange(distances.shape[1]), real=True) for distances in (training, held_out)]
     resampled = []
-    for _ in range(RESAMPLES):
-        rows, a, b = (half_sample(labels, rng) for labels in (groups, *columns))
+    for rows, a, b in zip(half_samples(groups), *subjects, strict=True):
         half = training[np.ix_(rows, a)], held_out[np.ix_(rows, b)]
-        resampled.append((distance_ratio(*half, rng), training_share(*half)))
+        resampled.append((distance_ratio(*half), training_share(*half)))
     ratios, shares = zip(*resampled, strict=True)
-    ratio, share = distance_ratio(training, held_out, rng), training_share(training, held_out)
     medians = {
         "median_to_training": float(np.median(to_training.distance)),
         "median_to_held_out": float(np.median(to_held_out.distance)),
     }
     return {
-        "nearest_ratio": Estimate(ratio, interval_95(ratio, ratios, 0), len(groups), medians),
-        "training_share": Estimate(share, interval_95(share, shares, 0, 1), len(groups)),
+        "nearest_ratio": estimate(distance_ratio(training, held_out), ratios, len(groups), 0, **medians),
+        "training_share": estimate(training_share(training, held_out), shares, len(groups), 0, 1),
     }
 
 
-def distance_ratio(to_training: np.ndarray, to_held_out: np.ndarray, rng: np.random.Generator) -> float:
+def distance_ratio(to_training: np.ndarray, to_held_out: np.ndarray) -> float:
     """Mean distance to the nearest of n training subjects over that to the nearest of n held-out subjects.
 
-    The larger set would hold the nearer neighbour, so random choices of equally many subjects are averaged. Of S
+    The larger set would hold the nearer neighbour, so the mean is over all choices of equally many subjects. Of S
     training subjects n take part at a time: copies of single subjects lower the ratio to 1 - n / S, not to 0 (and would
-    not lower a ratio of medians at all).
+    not lower a ratio of medians at all); the copy rate is there for them.
 
     Args:
         to_training: (Q, S) and to_held_out: (Q, T), distance by subject; inf marks an image's own subject.
     """
     n = min(to_training.shape[1], to_held_out.shape[1])
-    means = []
-    for distances in (to_training, to_held_out):
-        draws = [rng.permutation(distances.shape[1])[:n] for _ in range(DRAWS)]
-        means.append(np.mean([distances[:, columns].min(axis=1).mean() for columns in draws]))
-    return float(means[0] / max(means[1], 1e-9))  # 0 if the held-out images themselves are evaluated
+    a, b = (mean_nearest(distances, n) for distances in (to_training, to_held_out))
+    return a / max(b, 1e-9)  # 0 if the held-out images themselves are evaluated
+
+
+def mean_nearest(distances: np.ndarray, n: int) -> float:
+    """Mean over images and over all choices of n of S subjects of the distance (Q, S) to the nearest of them.
+
+    The k-th nearest subject is the nearest one chosen with probability C(S - k, n - 1) / C(S, n).
+    """
+    s = distances.shape[1]
+    # Of the recursion w_(k+1) / w_k = (S - k - n + 1) / (S - k), w_1 = n / S.
+    k = np.arange(1, s)
+    weights = n / s * np.cumprod(np.concatenate([[1], np.maximum(s - k - n + 1, 0) / (s - k)]))
+    nearest_first = np.sort(distances, axis=1)[:, weights > 0]
+    return float((nearest_first @ weights[weights > 0]).mean())
 
 
 def training_share(to_training: np.ndarray, to_held_out: np.ndarray) -> float:
     return float((to_training.min(axis=1) < to_held_out.min(axis=1)).mean())
 
 
-def copy_rate(
-    distances: np.ndarray, groups: np.ndarray, real_distances: np.ndarray, real_groups: np.ndarray
-) -> Estimate:
-    """Share of images nearer to a training image than the copy threshold.
+def copy_rate(relative: np.ndarray, threshold: float, groups: np.ndarray) -> Estimate:
+    """Share of images whose `relative_distance` (N,) is below the copy threshold.
 
     Args:
-        distances: (N,) to the nearest training image; real_distances: (M,) the same of the held-out images, whose
-            lowest hundredth sets the threshold.
-        groups, real_groups: (N,), (M,) int for the interval.
+        groups: (N,) int for the interval.
     """
-    rng = np.random.default_rng(0)
-    threshold = _copy_threshold(real_distances)
-    value = float((distances < threshold).mean())
-    resampled = [
-        (distances[half_sample(groups, rng)] < _copy_threshold(real_distances[half_sample(real_groups, rng)])).mean()
-        for _ in range(RESAMPLES)
-    ]
-    return Estimate(value, interval_95(value, resampled, 0, 1), len(distances), {"threshold": threshold})
-
-
-def _copy_threshold(held_out_to_training: np.ndarray) -> float:
-    return float(np.quantile(held_out_to_training, COPY_QUANTILE))
+    copied = relative < threshold
+    resampled = [copied[half].mean() for half in half_samples(groups)]
+    return estimate(copied.mean(), resampled, len(copied), 0, 1, threshold=threshold)

@@ -5,6 +5,7 @@ report = evaluate_pipeline(load_pipeline("runs/ihdm/pipeline"), reference, num_i
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,10 +13,26 @@ from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
 from ..data.images import tensor_to_uint8
+from ..data.tokens import encode_split
 from ..heat import blur
-from .evaluator import EvaluationSet, Tokenized, evaluate_images
+from .evaluator import EvaluationSet, evaluate_images
 from .memorisation import memorisation_figures
 from .report import Figure, Report
+from .second_stage import Tokenized
+
+
+class Drawn(NamedTuple):
+    """Images of a pipeline.
+
+    Attributes:
+        images: (N, H, W) uint8.
+        codes: (N, h, w) code indices they were decoded from, or None where the pipeline has no tokenizer.
+        seconds: of each image.
+    """
+
+    images: np.ndarray
+    codes: np.ndarray | None
+    seconds: float
 
 
 def evaluate_pipeline(
@@ -24,54 +41,53 @@ def evaluate_pipeline(
     num_images: int,
     seed: int = 0,
     batch_size: int = 32,
-    tokenized: Tokenized | None = None,
     **sampling,
 ) -> Report:
     """Draw images from a pipeline and evaluate them, its tokenizer and its prior, as far as it has them.
 
     Args:
         batch_size: images that the pipeline works on at a time.
-        tokenized: what `tokenize` gave for the same tokenizer and at least as many images, if it is at hand.
         sampling: arguments of the pipeline's call, such as `num_inference_steps` or `temperature`.
 
     Raises:
         InputError: num_images is too small, or the pipeline draws another size than that of the real images.
     """
-    generated, seconds = draw_images(pipe, num_images, seed, batch_size, **sampling)
-    reference.check(generated, "generated")
-    if tokenized is None and hasattr(pipe, "encode_images"):
-        tokenized = tokenize(pipe, reference, num_images, batch_size)
-    about = {"pipeline": type(pipe).__name__, **sampling, "seed": seed, "seconds_per_image": round(seconds, 4)}
-    report = evaluate_images(generated, reference, tokenized, about)
-    if hasattr(pipe, "prior") and tokenized is not None:
-        report.figures.extend(prior_figures(pipe, reference, tokenized, num_images, seed))
-    return report
+    drawn = draw_images(pipe, num_images, seed, batch_size, **sampling)
+    reference.check(drawn.images, "generated")
+    tokenized = prior = None
+    if drawn.codes is not None:
+        tokenized = tokenize(pipe, reference, batch_size)
+        if hasattr(pipe, "prior"):
+            prior = prior_figures(pipe, reference, tokenized, num_images, seed)
+    about = {"pipeline": type(pipe).__name__, **sampling, "seed": seed, "seconds_per_image": round(drawn.seconds, 4)}
+    return evaluate_images(drawn.images, reference, tokenized, drawn.codes, prior, about)
 
 
-def draw_images(
-    pipe: DiffusionPipeline, num_images: int, seed: int, batch_size: int = 32, **sampling
-) -> tuple[np.ndarray, float]:
-    """Images (N, H, W) uint8 of a pipeline, and the seconds each took."""
+def draw_images(pipe: DiffusionPipeline, num_images: int, seed: int, batch_size: int = 32, **sampling) -> Drawn:
+    """Images of a pipeline, with their codes where it has a tokenizer."""
     generator = torch.Generator().manual_seed(seed)
+    arguments = {"num_images": num_images, "batch_size": batch_size, "generator": generator, **sampling}
     start = time.perf_counter()
-    images = pipe(num_images=num_images, batch_size=batch_size, generator=generator, **sampling).images
-    return np.stack(images), (time.perf_counter() - start) / num_images
+    if hasattr(pipe, "decode_codes"):
+        codes = pipe(output_type="latent", **arguments).images.cpu()
+        images = decode(pipe, codes, batch_size)
+        return Drawn(images, codes.numpy(), (time.perf_counter() - start) / num_images)
+    images = np.stack(pipe(**arguments).images)
+    return Drawn(images, None, (time.perf_counter() - start) / num_images)
 
 
-@torch.no_grad()
-def tokenize(pipe: DiffusionPipeline, reference: EvaluationSet, num_images: int, batch_size: int = 32) -> Tokenized:
-    """The real images through a pipeline's tokenizer, and back where `evaluate_images` needs them for N images."""
+def decode(pipe: DiffusionPipeline, codes: torch.Tensor, batch_size: int = 32) -> np.ndarray:
+    """(N, h, w) code indices -> (N, H, W) uint8."""
+    batches = tqdm(codes.split(batch_size), "decoding", leave=False)
+    return np.concatenate([tensor_to_uint8(pipe.decode_codes(batch)) for batch in batches])
 
-    def encode(images: np.ndarray) -> torch.Tensor:
-        tensors = torch.from_numpy(images).unsqueeze(1)
-        return _in_batches(lambda batch: pipe.encode_images(batch / 127.5 - 1), tensors, batch_size, "encoding")
 
-    def decode(codes: torch.Tensor) -> np.ndarray:
-        return tensor_to_uint8(_in_batches(pipe.decode_codes, codes, batch_size, "decoding"))
-
-    training_codes, held_out_codes = encode(reference.training.images), encode(reference.held_out.images)
-    sample_codes = training_codes[reference.training_index(num_images)]
-    return Tokenized(training_codes, held_out_codes, decode(sample_codes), decode(held_out_codes))
+def tokenize(pipe: DiffusionPipeline, reference: EvaluationSet, batch_size: int = 32) -> Tokenized:
+    """The real images through a pipeline's tokenizer and back; codes come from the cache that training uses."""
+    training = encode_split(pipe.vqvae, reference.training.split, mirrored=True, batch_size=batch_size)
+    held_out = encode_split(pipe.vqvae, reference.held_out.split, mirrored=False, batch_size=batch_size)
+    decoded = decode(pipe, training[:, 0], batch_size), decode(pipe, held_out, batch_size)
+    return Tokenized(training.numpy(), held_out.numpy(), *decoded, pipe.vqvae.config.num_vq_embeddings)
 
 
 @torch.no_grad()
@@ -80,14 +96,14 @@ def prior_figures(
 ) -> list[Figure]:
     """The memorisation audit of the blurry prior: its draws against u_T of training and of held-out images."""
 
-    def blurry_states(codes: torch.Tensor) -> np.ndarray:
+    def blurry_states(codes: np.ndarray) -> np.ndarray:
         def state(batch: torch.Tensor) -> torch.Tensor:
             return blur(pipe.code_embeddings(batch.to(pipe.device)), pipe.prior.sigma)
 
-        return _in_batches(state, codes, 256, "blurring").numpy()
+        return _in_batches(state, torch.from_numpy(codes), 256, "blurring").numpy()
 
     draws = pipe.prior.sample(num_images, torch.Generator().manual_seed(seed)).cpu().numpy()
-    training, held_out = (blurry_states(codes) for codes in tokenized[:2])
+    training, held_out = blurry_states(tokenized.training_codes[:, 0]), blurry_states(tokenized.held_out_codes)
     space = reference.space("u_T", training, held_out, scale=1 / np.sqrt(draws[0].size))
     return memorisation_figures(space, *space.search(draws))
 

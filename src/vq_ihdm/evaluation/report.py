@@ -2,19 +2,24 @@
 
 Schema of `report.json`:
 
-    schema_version: 1
+    schema_version: 2
     generated: what was evaluated: num_images and, of a pipeline, its class, num_inference_steps, temperature, seed,
         seconds_per_image
     training, held_out: {num_images, num_subjects} of the real sides
     image_size: [height, width]
     networks: [{name, weights}], the feature networks with a fingerprint of their weights; the first one is primary
     resamples: how many half-samples stand behind each interval
+    audit: the verdict on memorisation, `passed`: true or false, with its `failures` in sentences; the one-sided
+        `tests` it rests on (name and features of a figure, p_value) and their `level`, `margin` and `by_chance`;
+        `power`: how often copies of a share `planted` are `caught`
     figures: a flat list, one entry a figure and feature network:
-        name: a key of `KINDS`, such as "kid"; group, title, better ("lower", "higher" or "floor": the closer to the
-            floor, the better) come from there
-        features: the network's name, "pixels", "u_T", or "grey levels"
+        name: a key of `KINDS`, such as "kid"; group, title, better ("lower", "higher", "floor" or "ceiling": the
+            closer to it, the better) come from there
+        features: the network's name, "pixels", "decoded pixels", "codes", "lag 1" (between codes), "u_T", or
+            "grey levels"
         generated: {value, interval: [low, high], num_images, details}, or null with `unavailable` telling why
-        ceiling: the same measure of decoded codes of real images, or null: what a perfect stage 2 would reach
+        ceiling: the same measure of real codes, or images decoded from them, or null: what a perfect stage 2 would
+            reach
         floor: the same measure of real images at the same N, or null
         unavailable: null or the reason
 
@@ -23,7 +28,7 @@ An entry of a model card's `model-index` is {type: name, value: generated.value,
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -49,6 +54,14 @@ KINDS = {
     "recall": Kind("fidelity", "Recall", "higher"),
     "density": Kind("fidelity", "Density", "higher"),
     "coverage": Kind("fidelity", "Coverage", "higher"),
+    "second_stage_kid": Kind("second stage", "KID against decoded codes", "lower"),
+    "second_stage_fid": Kind("second stage", "FID against decoded codes", "lower"),
+    "second_stage_recall": Kind("second stage", "Recall of decoded codes", "higher"),
+    "second_stage_density": Kind("second stage", "Density among decoded codes", "higher"),
+    "second_stage_coverage": Kind("second stage", "Coverage of decoded codes", "higher"),
+    "code_usage": Kind("second stage", "Code usage, distance to held-out", "lower"),
+    "code_perplexity": Kind("second stage", "Perplexity of codes", "ceiling"),
+    "known_pairs": Kind("second stage", "Pairs of codes known from training", "ceiling"),
     "rkid": Kind("reconstruction", "rKID", "lower"),
     "rfid": Kind("reconstruction", "rFID", "lower"),
     "ms_ssim": Kind("diversity", "MS-SSIM between pairs", "floor"),
@@ -69,6 +82,13 @@ EXPLANATIONS = {
         "Precision, recall: k = 3; density, coverage: k = 5; the nearest neighbours of a scan are slices of the same "
         "person, which keeps these four below 1 even for real images."
     ),
+    "second stage": (
+        "Against the decoded codes of all held-out images, so that the tokenizer's error stands on both sides, and on "
+        "the codes themselves. The ceiling has decoded codes, and codes, of training images in place of generated "
+        "ones. Usage: half of the sum of absolute differences between the shares of codes. Known pairs: share of "
+        "pairs of codes so many cells apart that the training images hold somewhere; their ceiling is of held-out "
+        "images. Far below it codes do not fit together, above it there is less variety than among people."
+    ),
     "reconstruction": "Held-out images through the VQGAN and back, against themselves; the floor is of other people.",
     "diversity": (
         "MS-SSIM of pairs of different subjects: above the floor there is less variety than among people. A duplicate "
@@ -78,9 +98,10 @@ EXPLANATIONS = {
         "Ratio: mean distance to the nearest training image over that to the nearest held-out image, with equally many "
         "subjects on both sides; 1 without memorisation, less if training images are favoured. Share: how often the "
         "nearest of all subjects is a training subject; by chance as often as their share in all subjects. Copy rate: "
-        "share of images nearer to a training image than 99 in 100 held-out images are; generated images, smoother "
-        "than scans, can exceed its floor without copying anybody. The floor has held-out images in place of generated "
-        "ones."
+        "share of images that stand so much nearer to a training image (in pixels: or to its mirror image) than to any "
+        "held-out one as not one in a hundred held-out images does, by a margin of a tenth. Decoded pixels, codes: "
+        "against training images as the tokenizer decodes and encodes them, where its error hides no copy. The floor "
+        "has held-out images in place of generated ones. The verdict rests on one-sided tests of copy rate and ratio."
     ),
     "anatomy": (
         "Segmentation by grey level, the same for all sets; Wasserstein distance to the held-out distribution, in "
@@ -102,19 +123,59 @@ class Figure:
 
 
 class Picture(NamedTuple):
-    """A picture that is drawn when the report is saved."""
+    """A picture that is drawn when the report is saved, and whether images of real people are in it."""
 
     caption: str
     draw: Callable[[], MatplotlibFigure]
+    shows_scans: bool = False
+
+
+@dataclass(frozen=True)
+class Test:
+    """A one-sided test of a figure in a space: how likely so high a copy rate, or so low a ratio, is by chance."""
+
+    name: str
+    features: str
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Power:
+    """In which share of trials there is an alarm when the share `planted` of the images are `copies` instead."""
+
+    copies: str
+    planted: float
+    caught: float
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The verdict on memorisation (`vq_ihdm.evaluation.audit`): passed where no sentence speaks against the images.
+
+    Attributes:
+        level: of false alarms, for all tests together.
+        by_chance, margin: a copy rate, and a distance of the ratio to its floor, that raise no alarm.
+    """
+
+    failures: list[str]
+    tests: list[Test]
+    power: list[Power]
+    level: float
+    by_chance: float
+    margin: float
+
+    def to_json(self) -> dict:
+        return {"passed": not self.failures} | asdict(self)
 
 
 @dataclass(frozen=True)
 class Report:
-    """Figures, pictures by file name, and `about`: the other entries of `report.json`."""
+    """Figures, pictures by file name, the audit's verdict, and `about`: the other entries of `report.json`."""
 
     about: dict
     figures: list[Figure]
     pictures: dict[str, Picture]
+    audit: Audit
 
     def figure(self, name: str, features: str | None = None) -> Figure:
         """The figure of this name in a feature space, by default in the first one it was measured in."""
@@ -122,10 +183,15 @@ class Report:
 
     def to_json(self) -> str:
         figures = [KINDS[figure.name]._asdict() | asdict(figure) for figure in self.figures]
-        content = {"schema_version": 1, **self.about, "resamples": RESAMPLES, "figures": figures}
-        return json.dumps(content, indent=2) + "\n"
+        for figure in figures:
+            for side in ("generated", "ceiling", "floor"):
+                if figure[side] is not None:
+                    del figure[side]["resampled"]
+        content = {"schema_version": 2, **self.about, "resamples": RESAMPLES, "audit": self.audit.to_json()}
+        return json.dumps(content | {"figures": figures}, indent=2) + "\n"
 
-    def to_markdown(self) -> str:
+    def to_markdown(self, pictures: dict[str, Picture]) -> str:
+        """`report.md` with some of the pictures."""
         about = self.about
         made = [f"{key.replace('_', ' ')} {value}" for key, value in about["generated"].items() if key != "num_images"]
         generated = f"{about['generated']['num_images']} images" + (f" ({', '.join(made)})" if made else "")
@@ -147,31 +213,58 @@ class Report:
         for group, explanation in EXPLANATIONS.items():
             rows = [figure for figure in self.figures if KINDS[figure.name].group == group]
             if rows:
-                lines += ["", f"## {group.capitalize()}", "", explanation, ""]
-                lines += ["| figure | features | generated | ceiling | floor | N |", "|---|---|---|---|---|---|"]
-                lines += [_row(figure) for figure in rows]
+                lines += ["", f"## {group.capitalize()}", ""]
+                if group == "memorisation":
+                    lines += [*describe_audit(self.audit.to_json()), ""]
+                lines += [explanation, ""]
+                lines += table(["figure", "features", "generated", "ceiling", "floor", "N"], map(_row, rows))
         lines += ["", "## Pictures"]
-        for name, picture in self.pictures.items():
+        for name, picture in pictures.items():
             lines += ["", f"![{picture.caption}]({name})", "", picture.caption]
         networks = ", ".join(f"{network['name']} ({network['weights']})" for network in about["networks"])
         lines += ["", f"Feature networks, with a fingerprint of their weights: {networks}."]
         return "\n".join(lines) + "\n"
 
-    def save(self, folder: Path) -> None:
-        """Write `report.json`, `report.md` and the pictures into a folder."""
+    def save(self, folder: Path, scans: bool) -> None:
+        """Write `report.json`, `report.md` and the pictures into a folder; those that show scans only if asked to."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name, picture in tqdm(self.pictures.items(), "pictures", leave=False):
+        pictures = {name: picture for name, picture in self.pictures.items() if scans or not picture.shows_scans}
+        for name, picture in tqdm(pictures.items(), "pictures", leave=False):
             picture.draw().savefig(folder / name, dpi=110)
         (folder / "report.json").write_text(self.to_json())
-        (folder / "report.md").write_text(self.to_markdown())
+        (folder / "report.md").write_text(self.to_markdown(pictures))
 
 
-def _row(figure: Figure) -> str:
+def describe_audit(audit: dict) -> list[str]:
+    """The verdict and the power of an audit, as `report.json` has it, in Markdown."""
+    if audit["passed"]:
+        verdict = (
+            "**Passed**: neither copies nor a nearness to training subjects beyond that of held-out people were found."
+        )
+    else:
+        verdict = "**Failed.** " + " ".join(audit["failures"])
+    lines = [verdict]
+    if audit["power"]:
+        caught = {}
+        for power in audit["power"]:
+            caught.setdefault(power["copies"], []).append(f"{power['caught']:.0%} at {power['planted']:.0%}")
+        lines += ["", "Had a part of the images been copies of training images, the copy rate would have noticed it:"]
+        lines += [f"- {copies} copies in {', '.join(shares)} of the images." for copies, shares in caught.items()]
+    return lines
+
+
+def table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    first, *others = ["| " + " | ".join(cells) + " |" for cells in [list(headings), *map(list, rows)]]
+    return [first, "|" + "---|" * (first.count(" | ") + 1), *others]
+
+
+def _row(figure: Figure) -> list[str]:
     kind = KINDS[figure.name]
-    arrow = {"lower": " ↓", "higher": " ↑", "floor": ""}[kind.better]
+    arrow = {"lower": " ↓", "higher": " ↑", "floor": "", "ceiling": ""}[kind.better]
     measured = [estimate for estimate in (figure.generated, figure.floor) if estimate is not None]
     counts = [str(estimate.num_images) for estimate in measured]
-    cells = [
+    return [
         kind.title + arrow,
         figure.features,
         _cell(figure.generated) if figure.unavailable is None else f"unavailable: {figure.unavailable}",
@@ -179,7 +272,6 @@ def _row(figure: Figure) -> str:
         _cell(figure.floor),
         counts[0] + (f" ({counts[1]})" if counts[1:] and counts[1] != counts[0] else "") if counts else "",
     ]
-    return "| " + " | ".join(cells) + " |"
 
 
 def _cell(estimate: Estimate | None) -> str:

@@ -6,41 +6,98 @@ copies, and its mean scatters exactly as much as the mean of the whole set does:
 (Efron, The Jackknife, the Bootstrap and Other Resampling Plans, 1982, ch. 8; Politis and Romano, 1994).
 The interval is centred at the estimate from all images, so that the bias of a half-sized set (FID grows as N falls)
 does not enter it.
+
+Two systems measured against the same people share their half-samples. Whatever a half of the people adds to both
+figures cancels in their difference, which therefore has an interval of its own, narrower than theirs.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.stats import t as student_t
 
 RESAMPLES = 100
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measured value, its 95 % interval and the number of images it was measured on."""
+    """A measured value with its 95 % interval.
+
+    Attributes:
+        num_images: it was measured on.
+        resampled: its value on each half-sample, where differences of it are of interest.
+    """
 
     value: float
     interval: tuple[float, float]
     num_images: int
     details: dict = field(default_factory=dict)
+    resampled: tuple[float, ...] = ()
 
 
-def half_sample(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Indices of all members of a random half of the groups, each of which moves as one.
+def half_samples(groups: np.ndarray, real: bool = False) -> list[np.ndarray]:
+    """Indices of all members of random halves of the groups, `RESAMPLES` times; each group moves as one.
+
+    The same groups give the same halves, whatever stands on the other side of a comparison.
 
     Args:
         groups: (N,) int >= 0.
+        real: of the side that is compared with; its halves are drawn apart from those of the side that is measured.
     """
+    rng = np.random.default_rng(int(real))
+    return [half_sample(groups, rng) for _ in range(RESAMPLES)]
+
+
+def half_sample(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Indices of all members of a random half of the groups."""
     labels, position = np.unique(groups, return_inverse=True)
     chosen = np.zeros(len(labels), bool)
     chosen[rng.permutation(len(labels))[: len(labels) // 2]] = True
     return np.flatnonzero(chosen[position])
 
 
-def interval_95(
-    value: float, resampled: Sequence[float], lowest: float = -np.inf, highest: float = np.inf
-) -> tuple[float, float]:
+def estimate(
+    value: float,
+    resampled: Sequence[float],
+    num_images: int,
+    lowest: float = -np.inf,
+    highest: float = np.inf,
+    **details,
+) -> Estimate:
     """value +- 1.96 standard deviations of its half-sample values, within the measure's range."""
-    margin = 1.96 * float(np.std(resampled))
-    return max(value - margin, lowest), min(value + margin, highest)
+    value, margin = float(value), 1.96 * float(np.std(resampled))
+    interval = max(value - margin, lowest), min(value + margin, highest)
+    return Estimate(value, interval, num_images, details, tuple(map(float, resampled)))
+
+
+def difference(a: Estimate, b: Estimate) -> Estimate:
+    """a - b of two systems with the same number of images, measured against the same people."""
+    return estimate(a.value - b.value, np.subtract(a.resampled, b.resampled), a.num_images)
+
+
+def mean(estimates: Sequence[Estimate]) -> Estimate:
+    """Of one figure for several trainings of a system; the interval is over images and people alone."""
+    values, resampled = [e.value for e in estimates], [e.resampled for e in estimates]
+    return estimate(np.mean(values), np.mean(resampled, axis=0), estimates[0].num_images)
+
+
+def interval_over_trainings(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean of two or more independent trainings, by Student's t."""
+    n = len(values)
+    margin = student_t.ppf(0.975, n - 1) * float(np.std(values, ddof=1)) / np.sqrt(n)
+    return float(np.mean(values) - margin), float(np.mean(values) + margin)
+
+
+def in_words(intervals: Sequence[tuple[float, float]], better: str) -> str:
+    """What intervals of a difference "this system - that system" say of this one, all of them taken together.
+
+    Args:
+        better: `lower` or `higher`.
+
+    Returns:
+        `better`, `worse`, or `cannot be told apart` where an interval contains zero.
+    """
+    if any(low <= 0 <= high for low, high in intervals) or len({low > 0 for low, _ in intervals}) > 1:
+        return "cannot be told apart"
+    return "better" if (intervals[0][0] > 0) == (better == "higher") else "worse"

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from ..data.cards import ADNI, IXI, OASIS1, OWN, TEMPLATE
 from ..errors import InputError
 from ..evaluation.report import EXPLANATIONS
+from ..evaluation.report import describe_audit as describe_verdict
 from .audit import audit_failures, memorisation_figures
 from .record import RECORD, read_record
 
@@ -218,8 +219,11 @@ def describe_evaluation(report: dict[str, Any] | None, system: str) -> str:
         "of real training images against real held-out ones, the ceiling that of their reconstructions by the VQGAN. "
         "All figures, explanations and pictures: [evaluation/report.md](evaluation/report.md).",
         "",
-        *figure_table([figure for figure in report["figures"] if figure["group"] != "memorisation"]),
+        *figure_table([f for f in report["figures"] if f["group"] not in ("memorisation", "second stage")]),
     ]
+    second_stage = [figure for figure in report["figures"] if figure["group"] == "second stage"]
+    if second_stage:
+        lines += ["", "### Second stage", "", EXPLANATIONS["second stage"], "", *figure_table(second_stage)]
     return "\n".join(lines)
 
 
@@ -229,13 +233,9 @@ def describe_audit(report: dict[str, Any] | None, system: str) -> str:
     if report is None:
         return "**Not done yet**: whether samples resemble single training subjects is unknown."
     failures = audit_failures(report)
-    verdict = (
-        f"**Failed.** {' '.join(failures)}"
-        if failures
-        else "**Passed**: generated images favour training subjects no more than held-out images do."
-    )
+    verdict = describe_verdict(report["audit"]) if "audit" in report else [f"**Failed.** {' '.join(failures)}"]
     explanation = f"{EXPLANATIONS['memorisation']} No audit proves that a model gives nothing about a person away."
-    return "\n".join([verdict, "", *figure_table(memorisation_figures(report)), "", explanation])
+    return "\n".join([*verdict, "", *figure_table(memorisation_figures(report)), "", explanation])
 
 
 def describe_limits(data: dict[str, Any], system: str) -> str:

@@ -17,7 +17,7 @@ from .record import DATA_FACTS, RECORD, read_record
 # Only what this package writes leaves the machine, whatever else lies in a folder.
 MODEL_FILES = (".json", ".md", ".png", ".py", ".safetensors")
 # Pictures that show no scan: samples of the model, and plots.
-SCANLESS = ("samples.png", "evaluation/anatomy.png", "evaluation/distances.png")
+SCANLESS = ("samples.png", *(f"evaluation/{name}.png" for name in ("samples", "anatomy", "distances")))
 SPACE_PIPELINE = "checkpoints/vq-ihdm-oasis"  # where app.py looks for its pipeline
 
 Contents = dict[str, Path | bytes]  # what to upload, by its name in the repository
@@ -118,7 +118,7 @@ def objections(folder: Path) -> dict[str, str]:
     if (folder / "model_index.json").is_file():
         report = read_report(folder)
         if report is None:
-            found["unevaluated"] = f"{folder} was not evaluated; run evaluate.py --output_dir {folder}/evaluation"
+            found["unevaluated"] = f"{folder} was not evaluated; run evaluate.py --pipeline {folder}"
         elif failures := audit_failures(report):
             found["failed_audit"] = f"the memorisation audit of {folder} failed ({' '.join(failures)})"
     return found

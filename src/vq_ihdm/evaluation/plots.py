@@ -1,4 +1,4 @@
-"""The figures' pictures: samples, closest pairs, distributions."""
+"""The pictures of a report: samples, closest pairs, distributions."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -9,11 +9,11 @@ from .anatomy import MEASURES
 GENERATED, TRAINING, HELD_OUT = "#d1495b", "#00798c", "#5c6370"
 
 
-def sample_grid(generated: np.ndarray, real: np.ndarray, side: int = 6, seed: int = 0) -> Figure:
-    """Random generated images (N, H, W) uint8 beside as many random real ones."""
+def image_grid(sets: dict[str, np.ndarray], side: int = 6, seed: int = 0) -> Figure:
+    """Random images of each set (N, H, W) uint8, under its title."""
     rng = np.random.default_rng(seed)
-    figure = Figure(figsize=(14, 7.5), layout="constrained")
-    for axes, images, title in zip(figure.subplots(1, 2), (generated, real), ("generated", "held-out"), strict=True):
+    figure = Figure(figsize=(7 * len(sets), 7.5), layout="constrained")
+    for axes, (title, images) in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets.items(), strict=True):
         chosen = images[rng.permutation(len(images))[: side**2]]
         axes.imshow(contact_sheet(chosen, side), cmap="gray", vmin=0, vmax=255)
         axes.set_title(title, fontsize=14, pad=8)
