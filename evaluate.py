@@ -19,7 +19,7 @@ from vq_ihdm.errors import InputError, run
 from vq_ihdm.evaluation.evaluator import EvaluationSet, evaluate_images
 from vq_ihdm.evaluation.features import load_networks
 from vq_ihdm.evaluation.image_sets import read_data_set, read_image_folder
-from vq_ihdm.evaluation.pipelines import evaluate_pipeline
+from vq_ihdm.evaluation.pipelines import evaluate_pipeline, tokenize
 from vq_ihdm.files import replacing
 from vq_ihdm.pipelines import load_pipeline
 
@@ -32,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--pipeline", help="folder or Hub id of a pipeline to draw images from")
     source.add_argument("--images", help="folder of generated images (grey PNG)")
+    add("--tokenizer", help="with --images: pipeline whose VQGAN decoded them; copies that went through it are found")
     add("--dataset_name", required=True, help="the set the system was trained on: local folder or Hub id")
     add("--split", help="held-out splits, such as validation+test; by default test, or all but train")
     add("--output_dir", type=Path, default="evaluation")
@@ -54,6 +55,8 @@ def main() -> None:
         if sampling:
             raise InputError(f"--{next(iter(sampling))} applies to --pipeline; the images of --images are made already")
         generated = read_image_folder(args.images)
+    elif args.tokenizer:
+        raise InputError("--tokenizer belongs to --images; a pipeline has its own")
     else:
         pipe = load_pipeline(args.pipeline).to(args.device)
         for name in sampling:
@@ -63,7 +66,8 @@ def main() -> None:
     training, held_out = read_data_set(args.dataset_name, args.split.split("+") if args.split else None)
     reference = EvaluationSet(training, held_out, load_networks(args.feature_weights, args.device))
     if args.images:
-        report = evaluate_images(generated, reference)
+        tokenized = tokenize(load_pipeline(args.tokenizer).to(args.device), reference) if args.tokenizer else None
+        report = evaluate_images(generated, reference, tokenized)
     else:
         report = evaluate_pipeline(pipe, reference, args.num_images, args.seed, args.batch_size, **sampling)
 

@@ -1,5 +1,7 @@
 """A tiny feature network and real-looking sets of people for the tests of `vq_ihdm.evaluation`."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from datasets import Dataset, Image
@@ -55,3 +57,13 @@ def as_split(images: np.ndarray, **columns: list) -> Dataset:
     """A split with a column of images, (N, H, W) of any depth."""
     rows = {"image": [PILImage.fromarray(image) for image in images], **columns}
     return Dataset.from_dict(rows).cast_column("image", Image(mode="L" if images.dtype == np.uint8 else "I;16"))
+
+
+def write_data_set(folder: Path, **splits: ImageSet) -> Path:
+    """Image sets as `load_dataset(folder)` reads them; subjects are named after their split."""
+    for name, image_set in splits.items():
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        subjects = [f"{name}{subject}" for subject in image_set.subjects]
+        split = as_split(image_set.images, subject=subjects, slice=image_set.slices.tolist())
+        split.to_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")
+    return folder

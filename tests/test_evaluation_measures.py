@@ -7,14 +7,24 @@ import pytest
 import torch
 from evaluation_helpers import people
 from scipy import linalg
+from torch_fidelity.metric_fid import fid_features_to_statistics
 
 from vq_ihdm.evaluation.anatomy import asymmetry, compare_anatomy, measure_anatomy, segment
 from vq_ihdm.evaluation.diversity import duplicate_rate, ms_ssim, pair_similarity
 from vq_ihdm.evaluation.features import Features
-from vq_ihdm.evaluation.fidelity import Grams, extrapolate, fidelity, frechet_distance, kernel_distance, neighbourhoods
+from vq_ihdm.evaluation.fidelity import (
+    BLOCK,
+    Grams,
+    extrapolate,
+    fidelity,
+    frechet_distance,
+    kernel_distance,
+    moments,
+    neighbourhoods,
+)
 from vq_ihdm.evaluation.image_sets import ImageSet, independent
 from vq_ihdm.evaluation.memorisation import Space, mean_nearest, memorisation_figures, nearest
-from vq_ihdm.evaluation.resampling import difference, estimate, half_sample, in_words, interval_over_trainings
+from vq_ihdm.evaluation.resampling import choice, difference, estimate, half_sample, in_words, interval_over_trainings
 
 RNG = np.random.default_rng(0)
 
@@ -81,6 +91,21 @@ def test_frechet_distance_from_inner_products_is_that_of_the_covariances(sizes):
     root = np.trace(linalg.sqrtm(s @ t).real)
     expected = difference @ difference + np.trace(s) + np.trace(t) - 2 * root
     assert frechet_distance(Grams.of(torch.from_numpy(x), torch.from_numpy(y))) == pytest.approx(expected, rel=1e-4)
+
+
+def test_moments_summed_by_blocks_are_those_of_the_whole():
+    features = gaussian(2 * BLOCK + 5, 12, shift=3)
+    whole = fid_features_to_statistics(features)
+    for name, value in moments(features).items():
+        np.testing.assert_allclose(value, whole[name], rtol=1e-5, atol=1e-7)
+
+
+def test_a_choice_of_many_images_keeps_whole_people():
+    groups = np.repeat(np.arange(40), RNG.integers(1, 9, 40))
+    chosen = choice(groups, 60)
+    assert 50 < len(chosen) <= 60
+    assert all((groups[chosen] == group).sum() == (groups == group).sum() for group in np.unique(groups[chosen]))
+    np.testing.assert_array_equal(choice(groups, len(groups)), np.arange(len(groups)))
 
 
 def test_kernel_distance_is_unbiased():
@@ -182,6 +207,22 @@ def test_nearest_is_exact():
         by_subject = [expected[:, subjects == subject].min(axis=1) for subject in range(5)]
         np.testing.assert_allclose(found.by_subject, np.transpose(by_subject), rtol=1e-4)
     assert (nearest(candidates, candidates, subjects).distance == 0).all()
+
+
+def test_neighbours_are_found_across_blocks_and_in_mirror_images():
+    candidates = RNG.integers(0, 255, (1100, 4, 6), dtype=np.uint8)
+    subjects = RNG.permutation(1100) % 90
+    queries = candidates[[3, 600, 1099]][..., ::-1]
+    found = nearest(queries, candidates, subjects, mirrored=True)
+    np.testing.assert_array_equal(found.index, [3, 600, 1099])
+    assert (found.distance == 0).all()
+    np.testing.assert_array_equal(found.by_subject.argmin(axis=1), subjects[[3, 600, 1099]])
+    flat = np.stack([queries, queries[..., ::-1]])[:, :, None].astype(float) - candidates
+    expected = np.sqrt((flat**2).sum(axis=(-1, -2))).min(axis=0)
+    by_subject = [expected[:, subjects == subject].min(axis=1) for subject in range(90)]
+    np.testing.assert_allclose(found.by_subject, np.transpose(by_subject), rtol=1e-4, atol=0.1)
+    differing = nearest(candidates[:5], candidates[5:], subjects[5:], norm=0)
+    np.testing.assert_allclose(differing.distance, (candidates[:5, None] != candidates[5:]).sum((2, 3)).min(axis=1))
 
 
 def faces(num_subjects, seed, slices=6):

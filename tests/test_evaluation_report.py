@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from conftest import run_script
-from evaluation_helpers import TinyExtractor, as_split, people
+from evaluation_helpers import TinyExtractor, as_split, people, write_data_set
 from PIL import Image as PILImage
 from test_evaluation_features import needs_inception
 
@@ -37,16 +37,6 @@ def write_folder(folder, images):
     folder.mkdir()
     for i, image in enumerate(images):
         PILImage.fromarray(image).save(folder / f"{i:03d}.png")
-    return folder
-
-
-def write_data_set(folder, **splits):
-    """Image sets as `load_dataset(folder)` reads them; subjects are named after their split."""
-    for name, image_set in splits.items():
-        (folder / "data").mkdir(parents=True, exist_ok=True)
-        subjects = [f"{name}{subject}" for subject in image_set.subjects]
-        split = as_split(image_set.images, subject=subjects, slice=image_set.slices.tolist())
-        split.to_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")
     return folder
 
 

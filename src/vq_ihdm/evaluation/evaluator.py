@@ -18,12 +18,12 @@ from .anatomy import compare_anatomy, measure_anatomy
 from .audit import Power, audit, power_of_copy_test
 from .diversity import duplicate_rate, pair_similarity
 from .features import FeatureNetwork, Features, content_key
-from .fidelity import MAX_NEIGHBOURS, choice, fidelity
+from .fidelity import fidelity
 from .image_sets import ImageSet, independent
 from .memorisation import Nearest, Space, memorisation_figures, nearest, relative_distance
 from .plots import anatomy_plot, distance_plot, image_grid, image_rows
 from .report import KINDS, Figure, Picture, Report
-from .resampling import Estimate
+from .resampling import MAX_NEIGHBOURS, Estimate, choice
 from .second_stage import Tokenized, code_figures
 
 MIN_IMAGES = 20  # a half of them fills the ten splits of the Inception Score
@@ -198,7 +198,7 @@ def evaluate_images(
         generated: (N, H, W) uint8.
         tokenized: the real images through the system's tokenizer (`pipelines.tokenize`), for ceiling, reconstruction
             and all that is measured on codes.
-        codes: (N, h, w), those the images were decoded from; given with `tokenized`.
+        codes: (N, h, w), those the images were decoded from, where they are known; given with `tokenized`.
         prior: the audit of the system's prior (`pipelines.prior_figures`), which takes part in the verdict.
         about: how the images were made, for the report.
 
@@ -230,7 +230,10 @@ def evaluate_images(
     vectors = perceptual_vectors(sample.features[primary])
     queries = [(reference.pixels, generated), (reference.perceptual, vectors)]
     if tokenized is not None:
-        queries += zip(reference.token_spaces(tokenized), (generated, codes), strict=True)
+        decoded_pixels, code_grids = reference.token_spaces(tokenized)
+        queries.append((decoded_pixels, generated))
+        if codes is not None:
+            queries.append((code_grids, codes))
     audited = choice(np.arange(len(generated)), MAX_NEIGHBOURS)
     found = {space.name: space.search(vectors[audited]) for space, vectors in queries}
     spaces = [space for space, _ in queries]
@@ -280,11 +283,11 @@ def positive_control(
 def second_stage_figures(
     generated: ImageSet,
     decoded: ImageSet,
-    codes: np.ndarray,
+    codes: np.ndarray | None,
     tokenized: Tokenized,
     reference: EvaluationSet,
 ) -> list[Figure]:
-    """Generated images and their codes (N, h, w) against the decoded codes, and the codes, of held-out images.
+    """Generated images against the decoded codes of held-out images, and their codes (N, h, w), if known, to theirs.
 
     Args:
         decoded: training images that stand for N generated ones, through the tokenizer: what a perfect stage 2 scores.
@@ -296,6 +299,8 @@ def second_stage_figures(
         for (name, features), estimate in measured.items()
         if f"second_stage_{name}" in KINDS
     ]
+    if codes is None:
+        return figures
     index = reference.training_index(len(generated))
     return figures + code_figures(codes, tokenized, index, decoded.subjects, real.subjects)
 

@@ -17,7 +17,7 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, k
 from tqdm.auto import tqdm
 
 from .features import Features
-from .resampling import Estimate, estimate, half_sample, half_samples
+from .resampling import MAX_NEIGHBOURS, Estimate, choice, estimate, half_sample, half_samples
 
 RANGES = {
     "fid": (0, np.inf),
@@ -29,7 +29,6 @@ RANGES = {
     "density": (0, np.inf),
     "coverage": (0, 1),
 }
-MAX_NEIGHBOURS = 5000  # images a side of whom nearest neighbours are sought
 MAX_RESAMPLED = 2000  # images a side from which half-samples are drawn
 BLOCK = 4096  # images whose moments are summed at a time
 QUARTERS = 2  # of each half-sample: the smaller sets from which its FID is extrapolated
@@ -111,17 +110,6 @@ def resample(
         for name, value in measured.items():
             resampled[name].append(value)
     return resampled
-
-
-def choice(groups: np.ndarray, most: int) -> np.ndarray:
-    """Indices of at most `most` images: all, or those of a random choice of groups, each of which stays whole."""
-    if len(groups) <= most:
-        return np.arange(len(groups))
-    labels, position, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    order = np.random.default_rng(0).permutation(len(labels))
-    chosen = np.zeros(len(labels), bool)
-    chosen[order[np.cumsum(counts[order]) <= most]] = True
-    return np.flatnonzero(chosen[position])
 
 
 def moments(features: torch.Tensor) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ import numpy as np
 from scipy.stats import t as student_t
 
 RESAMPLES = 100
+MAX_NEIGHBOURS = 5000  # images whose nearest neighbours are sought, for which every pair is compared
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,17 @@ class Estimate:
     num_images: int
     details: dict = field(default_factory=dict)
     resampled: tuple[float, ...] = ()
+
+
+def choice(groups: np.ndarray, most: int) -> np.ndarray:
+    """Indices of at most `most` images: all, or those of a random choice of groups, each of which stays whole."""
+    if len(groups) <= most:
+        return np.arange(len(groups))
+    labels, position, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(0).permutation(len(labels))
+    chosen = np.zeros(len(labels), bool)
+    chosen[order[np.cumsum(counts[order]) <= most]] = True
+    return np.flatnonzero(chosen[position])
 
 
 def half_samples(groups: np.ndarray, real: bool = False) -> list[np.ndarray]:

@@ -1,0 +1,163 @@
+"""The memorisation audit: it catches planted copies, passes people it never saw, and stops publishing."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import run_script, tiny_vq_ihdm
+from evaluation_helpers import TinyExtractor, people, write_data_set
+from hub_fixtures import record
+from scipy import ndimage
+
+from vq_ihdm.data.images import load_slices
+from vq_ihdm.data.tokens import encode_split
+from vq_ihdm.evaluation.audit import copies_by_chance
+from vq_ihdm.evaluation.evaluator import EvaluationSet, evaluate_images
+from vq_ihdm.evaluation.features import FeatureNetwork
+from vq_ihdm.evaluation.image_sets import ImageSet
+from vq_ihdm.evaluation.second_stage import Tokenized
+from vq_ihdm.fit_prior import fit_prior
+
+N = 200
+
+
+def encode(images: np.ndarray) -> np.ndarray:
+    """A tokenizer that loses much: the mean of 4x4 pixels in steps of 8 grey levels."""
+    return images.reshape(*images.shape[:-2], 8, 4, 8, 4).mean(axis=(-3, -1)).astype(int) // 8
+
+
+def decode(codes: np.ndarray) -> np.ndarray:
+    blocks = np.kron(codes * 8 + 4.0, np.ones((1, 4, 4)))
+    return ndimage.gaussian_filter(blocks, (0, 1, 1)).round().astype(np.uint8)
+
+
+def individuals(num_subjects: int, slices: int, seed: int) -> ImageSet:
+    """People who differ in more than the few measures of `people`: each has a texture, the same on all slices."""
+    image_set = people(num_subjects, slices, seed=seed)
+    texture = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=(num_subjects, 32, 32)), (0, 2, 2))
+    images = image_set.images + 300 * texture[image_set.subjects] * (image_set.images > 20)
+    return ImageSet(images.clip(0, 255).astype(np.uint8), image_set.subjects)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    network = FeatureNetwork(TinyExtractor(), cache=tmp_path_factory.mktemp("cache"))
+    return EvaluationSet(individuals(40, 4, seed=1), individuals(20, 4, seed=2), [network])
+
+
+@pytest.fixture(scope="module")
+def tokenized(reference):
+    training, held_out = reference.training.images, reference.held_out.images
+    codes = encode(np.stack([training, training[..., ::-1]], axis=1))
+    return Tokenized(codes, encode(held_out), decode(codes[:, 0]), decode(encode(held_out)), 32)
+
+
+def sample(share: float, copies: str, reference, mirrored: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Images of N people nobody has seen, as a pipeline decodes them, a share of them copies of training images; and
+    their codes."""
+    codes = encode(individuals(N, 1, seed=3).images)
+    count = round(share * N)
+    planted = reference.training.images[np.random.default_rng(4).permutation(len(reference.training))[:count]]
+    planted = planted[..., ::-1] if mirrored else planted
+    codes[:count] = encode(planted)
+    images = decode(codes)
+    if copies == "verbatim":
+        images[:count] = planted
+    return images, codes
+
+
+@pytest.mark.parametrize(
+    ("share", "copies", "known"),  # without the tokenizer its error may hide decoded copies
+    [
+        (0.02, "verbatim", "codes"),
+        (0.02, "verbatim", "tokenizer"),
+        (0.02, "verbatim", "nothing"),
+        (0.05, "decoded", "codes"),
+        (0.05, "decoded", "tokenizer"),
+    ],
+)
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_planted_copies_are_caught(reference, tokenized, share, copies, known, mirrored):
+    images, codes = sample(share, copies, reference, mirrored)
+    of_tokenizer = {"codes": (tokenized, codes), "tokenizer": (tokenized, None), "nothing": (None, None)}[known]
+    audit = evaluate_images(images, reference, *of_tokenizer).audit
+    assert audit.failures and not audit.to_json()["passed"]
+    assert all("copies" in sentence for sentence in audit.failures)
+
+
+@pytest.mark.parametrize("seed", range(5, 10))
+def test_people_that_training_never_saw_pass(reference, tokenized, seed):
+    images = individuals(N, 1, seed).images
+    assert not evaluate_images(images, reference).audit.failures
+    decoded = decode(encode(images))
+    assert not evaluate_images(decoded, reference, tokenized, encode(images)).audit.failures
+
+
+def test_the_report_tells_which_copies_would_have_been_noticed(reference, tokenized):
+    images, codes = sample(0, "verbatim", reference)
+    report = evaluate_images(images, reference, tokenized, codes)
+    caught = {(power.copies, power.planted): power.caught for power in report.audit.power}
+    assert {planted for _, planted in caught} == {0.01, 0.02, 0.05, 0.1}
+    assert caught["verbatim", 0.02] > 0.9 and caught["decoded", 0.05] == 1
+    assert "**Passed**" in report.to_markdown({}) and "verbatim copies in" in report.to_markdown({})
+    failed = evaluate_images(sample(0.1, "verbatim", reference)[0], reference)
+    assert "**Failed.**" in failed.to_markdown({})
+
+
+def test_a_few_copies_among_many_images_are_no_chance():
+    assert copies_by_chance(10, 1000) < 1e-4 and copies_by_chance(2, 1000) > 0.5
+
+
+def memorise(pipe, codes: torch.Tensor) -> None:
+    """Train prior and denoiser, without dropout, on these codes (n, h, w) until they know them by heart."""
+    denoiser = pipe.denoiser
+    torch.manual_seed(0)
+    sharp = denoiser.embed_codes(codes)
+    pipe.prior = fit_prior(sharp, pipe.prior.sigma, rank=7, num_components=1)
+    optimizer = torch.optim.Adam(denoiser.parameters(), 2e-3)
+    timesteps = torch.full((len(codes),), pipe.scheduler.config.num_train_timesteps)
+    for _ in range(200):
+        blurred = pipe.scheduler.add_noise(sharp, torch.randn_like(sharp), timesteps)
+        logits = denoiser(blurred, torch.full((len(codes),), pipe.prior.sigma)).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 2), codes.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.4
+    pipe.scheduler.register_to_config(temperature=0.0)
+
+
+@pytest.mark.slow
+def test_a_pipeline_that_knows_eight_slices_by_heart_is_not_published(tmp_path, monkeypatch, capsys):
+    network = FeatureNetwork(TinyExtractor(), cache=tmp_path / "cache")
+    monkeypatch.setattr("vq_ihdm.evaluation.features.load_networks", lambda weights, device: [network])
+    data = write_data_set(tmp_path / "data", train=people(16, seed=1), validation=people(4), test=people(8, seed=2))
+    pipe = tiny_vq_ihdm()
+    verdicts = {}
+    for name in ("fresh", "memorising"):
+        if name == "memorising":
+            memorise(pipe, encode_split(pipe.vqvae, load_slices(str(data))["train"], mirrored=False)[::8])
+        folder = tmp_path / name
+        pipe.save_pretrained(folder)
+        record(folder)
+        run_script(
+            "evaluate.py", "--pipeline", folder, "--dataset_name", data, "--num_images", 100,
+            "--output_dir", tmp_path / f"report_{name}",
+        )  # fmt: skip
+        verdicts[name] = json.loads((folder / "evaluation" / "report.json").read_text())["audit"]
+    assert verdicts["fresh"]["passed"] and not verdicts["memorising"]["passed"]
+    said = capsys.readouterr().out
+    assert "memorisation audit: passed" in said and "memorisation audit: failed" in said
+    with pytest.raises(SystemExit, match="memorisation audit of .* failed .*copies of training images"):
+        run_script("publish.py", tmp_path / "memorising", "--repo_id", "someone/brains")
+
+    # What may be published shows no scan; the whole report does.
+    pictures = {file.name for file in (tmp_path / "fresh" / "evaluation").glob("*.png")}
+    assert pictures == {"samples.png", "distances.png", "anatomy.png"}
+    assert "nearest.png" not in (tmp_path / "fresh" / "evaluation" / "report.md").read_text()
+    assert (tmp_path / "report_fresh" / "nearest.png").exists()
+    shutil.rmtree(tmp_path / "fresh" / "evaluation")
+    with pytest.raises(SystemExit, match="was not evaluated; run evaluate.py --pipeline"):
+        run_script("publish.py", tmp_path / "fresh", "--repo_id", "someone/brains")
