@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--pipeline", help="folder or Hub id of a pipeline to draw images from")
-    source.add_argument("--images", help="folder of generated images (grey PNG)")
+    source.add_argument("--images", help="folder of generated images (grey PNG, or NIfTI slices)")
     add("--tokenizer", help="with --images: pipeline whose VQGAN decoded them; copies that went through it are found")
     add("--dataset_name", required=True, help="the set the system was trained on: local folder or Hub id")
     add("--split", help="held-out splits, such as validation+test; by default test, or all but train")

@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 
+import nibabel as nib
 import numpy as np
 import pytest
 from conftest import run_script
@@ -164,7 +166,7 @@ def test_sixteen_bit_images_take_the_same_path(tmp_path):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ([], "holds no PNG file"),
+        ([], "holds neither PNG nor NIfTI files"),
         ([np.zeros((32, 32), np.uint8), np.zeros((32, 40), np.uint8)], r"001.png is 32x40 where .*000.png is 32x32"),
         ([np.zeros((32, 32), np.uint8), np.zeros((32, 32, 3), np.uint8)], r"001.png: an image of mode RGB"),
     ],
@@ -183,6 +185,16 @@ def test_a_damaged_file_is_named_and_a_contact_sheet_is_left_out(tmp_path):
     (folder / "002.png").write_bytes(b"not a picture")
     with pytest.raises(InputError, match="002.png cannot be read as an image"):
         read_image_folder(folder)
+
+
+def test_nifti_slices_are_read_as_the_same_images(generated, tmp_path):
+    images = read_image_folder(generated)
+    for file in generated.glob("*.nii.gz"):
+        shutil.copy(file, tmp_path)
+    np.testing.assert_array_equal(read_image_folder(tmp_path), images)
+    nib.save(nib.Nifti1Image(np.zeros((32, 32, 2), np.float32), np.eye(4)), tmp_path / "volume.nii.gz")
+    with pytest.raises(InputError, match=r"volume.nii.gz holds float32 of shape \(32, 32, 2\) where one slice"):
+        read_image_folder(tmp_path)
 
 
 def test_too_few_images_or_people_and_other_sizes_are_told_in_one_sentence(reference):

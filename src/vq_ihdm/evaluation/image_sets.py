@@ -4,8 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 from datasets import Dataset, concatenate_datasets
+from nibabel.filebasedimages import ImageFileError
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -46,17 +48,41 @@ def independent(images: np.ndarray) -> ImageSet:
 
 
 def read_image_folder(folder: str | Path) -> np.ndarray:
-    """The PNG files of a folder, in the order of their names, as (N, H, W) uint8.
+    """The PNG files of a folder, or else its NIfTI slices, in the order of their names, as (N, H, W) uint8.
 
     `contact_sheet.png`, which generate.py lays beside its images, is left out.
 
     Raises:
         InputError: there are none, they differ in size, or one has colours or cannot be read.
     """
-    files = sorted(file for file in Path(folder).glob("*.png") if file.name != "contact_sheet.png")
+    files = [file for file in Path(folder).glob("*.png") if file.name != "contact_sheet.png"]
+    files = sorted(files or [file for suffix in ("nii", "nii.gz") for file in Path(folder).glob(f"*.{suffix}")])
     if not files:
-        raise InputError(f"{folder} holds no PNG file; name a folder of generated images")
+        raise InputError(f"{folder} holds neither PNG nor NIfTI files; name a folder of generated images")
     return _stack(files, [str(file) for file in files])
+
+
+def _open(file: Path) -> Image.Image:
+    """A PNG file, or a NIfTI file of a single axial slice, anterior up and left on the left as generate.py writes it.
+
+    Raises:
+        InputError: it cannot be read, or is no single 8-bit or 16-bit slice.
+    """
+    try:
+        if file.suffix == ".png":
+            image = Image.open(file)
+            image.load()
+            return image
+        volume = nib.as_closest_canonical(nib.load(file))
+        levels = np.asarray(volume.dataobj)
+    except (OSError, EOFError, ImageFileError) as error:
+        raise InputError(f"{file} cannot be read as an image; remove it or write it again") from error
+    if levels.shape[2:] != (1,) or levels.dtype not in (np.uint8, np.uint16):
+        raise InputError(
+            f"{file} holds {levels.dtype} of shape {levels.shape} where one slice of 8-bit or 16-bit grey levels is "
+            "needed; write slices with generate.py --format nifti"
+        )
+    return Image.fromarray(np.ascontiguousarray(levels[:, :, 0].T[::-1]))
 
 
 def read_data_set(dataset_name: str, held_out_splits: list[str] | None) -> tuple[ImageSet, ImageSet]:
@@ -99,13 +125,11 @@ def _stack(images: Iterable[Image.Image | Path], names: list[str]) -> np.ndarray
     """Images or their files -> (N, H, W) uint8, by the path that network outputs take as well."""
     stacked = None
     for i, image in enumerate(tqdm(images, "reading images", len(names), leave=False)):
+        opened = _open(image) if isinstance(image, Path) else image
         try:
-            opened = Image.open(image) if isinstance(image, Path) else image
             pixels = tensor_to_uint8(image_to_tensor(opened))[0]
         except InputError as error:
             raise InputError(f"{names[i]}: {error}") from error
-        except OSError as error:
-            raise InputError(f"{names[i]} cannot be read as an image; remove it or write it again") from error
         if stacked is None:
             stacked = np.empty((len(names), *pixels.shape), np.uint8)
         if pixels.shape != stacked.shape[1:]:
