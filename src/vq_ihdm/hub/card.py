@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from ..data.cards import ADNI, IXI, OASIS1, OWN, TEMPLATE
 from ..errors import InputError
-from ..evaluation.report import EXPLANATIONS
+from ..evaluation.report import EXPLANATIONS, table
 from ..evaluation.report import describe_audit as describe_verdict
 from .audit import audit_failures, memorisation_figures
 from .record import RECORD, read_record
@@ -261,13 +261,13 @@ def describe_limits(data: dict[str, Any], system: str) -> str:
 
 
 def figure_table(figures: list[dict[str, Any]]) -> list[str]:
-    lines = ["| measure | features | generated | ceiling | floor | N |", "|---|---|---|---|---|---|"]
+    rows = []
     for figure in figures:
         generated = figure["generated"]
         value = estimate(generated) if generated else f"unavailable: {figure['unavailable']}"
         cells = [figure["title"], figure["features"], value, estimate(figure["ceiling"]), estimate(figure["floor"])]
-        lines.append("| " + " | ".join([*cells, str(generated["num_images"]) if generated else ""]) + " |")
-    return lines
+        rows.append([*cells, str(generated["num_images"]) if generated else ""])
+    return table(["measure", "features", "generated", "ceiling", "floor", "N"], rows)
 
 
 def estimate(content: dict[str, Any] | None) -> str:
