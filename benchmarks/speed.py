@@ -1,0 +1,343 @@
+"""How fast: sampling, start, blur, data and evaluation, each beside a peer and what the machine can do.
+
+    python benchmarks/speed.py --pipeline checkpoints/vq-ihdm-oasis --volumes data/ixi
+
+Contestants of a row run in turn, so that whatever else the machine does meets all of them; the table has medians with
+quartiles, and ratios to the first of each group. Results go to --output_dir: `README.md`, `results.json`, and
+`sampling.png`, images a second by batch size. Peers of sampling have untrained networks of the same size: weights do
+not change their speed.
+"""
+
+import argparse
+import inspect
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import machine
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from matplotlib.figure import Figure
+from scipy.fft import dctn, idctn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vq_ihdm import AbsorbingDiffusionPipeline, VQIHDMPipeline
+from vq_ihdm.baselines.absorbing import AbsorbingDenoiser, AbsorbingDenoiserConfig
+from vq_ihdm.data.volumes import SliceSettings, volume_slices
+from vq_ihdm.errors import InputError, run
+from vq_ihdm.evaluation.report import table
+from vq_ihdm.files import replacing
+from vq_ihdm.heat import blur
+from vq_ihdm.training.config import positive
+
+DDPM_STEPS = 1000  # of diffusers' DDPMPipeline; timed for a few, since each costs the same
+DDPM_TIMED = 4
+ABSORBING_STEPS = 256
+BARE_IMPORT = "import torch, diffusers, transformers"
+FIRST_IMAGE = """
+from vq_ihdm import VQIHDMPipeline
+pipe = VQIHDMPipeline.from_pretrained({folder!r})
+pipe.set_progress_bar_config(disable=True)
+pipe()
+"""
+EVALUATION = """
+import resource, time
+import numpy as np, torch
+from vq_ihdm.evaluation.features import Features
+from vq_ihdm.evaluation.fidelity import fidelity
+n, generator = {n}, torch.Generator().manual_seed(0)
+x, y = (Features(torch.randn(n, 2048, generator=generator), None) for _ in range(2))
+start = time.perf_counter()
+fidelity(x, y, np.arange(n), np.arange(n) // 32)
+print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contestant: how long `items` take, in seconds, with quartiles; `flops` of these items, where counted."""
+
+    part: str
+    setting: str
+    name: str
+    items: float
+    unit: str
+    seconds: float
+    quartiles: tuple[float, float]
+    ratio: float
+    flops: float | None = None
+    memory_gb: float | None = None
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--pipeline", type=Path, required=True, help="folder of a VQIHDMPipeline")
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    add("--batch_sizes", type=positive, nargs="+", default=[1, 8, 32, 128])
+    add("--threads", type=positive, nargs="+", default=[1, 2])
+    add("--repeats", type=positive, default=7, help="rounds, of which the median is taken")
+    add("--volumes", type=Path, help="folder of NIfTI volumes, for the part data")
+    add("--num_features", type=positive, nargs="+", default=[1000, 5000, 20000], help="images a side, for evaluation")
+    add("--output_dir", type=Path, default="benchmarks/results/speed")
+    return parser
+
+
+def main() -> None:
+    args = build_parser().parse_args()
+    if "data" in args.parts and args.volumes is None:
+        raise InputError("the part data needs --volumes, a folder of NIfTI volumes; or name the other --parts")
+    threads = torch.get_num_threads()
+    rates = machine_rates()
+    rows = [row for part in args.parts for row in PARTS[part](args)]
+    torch.set_num_threads(threads)
+    with replacing(args.output_dir) as folder:
+        folder.mkdir()
+        content = {"machine": machine(), "date": date.today().isoformat(), "gflops": rates}
+        content["rows"] = [asdict(row) for row in rows]
+        (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+        if "sampling" in args.parts:
+            plot(rows).savefig(folder / "sampling.png", dpi=120)
+        (folder / "README.md").write_text("\n".join(page(rows, rates, args)) + "\n")
+    print(f"the tables are in {args.output_dir / 'README.md'}")
+
+
+def race(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, np.ndarray]:
+    """Seconds of each contestant in each round; in a round each has one turn, and the first round does not count."""
+    seconds = {name: [] for name in contestants}
+    for _ in range(repeats + 1):
+        for name, contestant in contestants.items():
+            start = time.perf_counter()
+            contestant()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: np.array(taken[1:]) for name, taken in seconds.items()}
+
+
+def rows_of(
+    part: str,
+    setting: str,
+    contestants: dict[str, Callable[[], object]],
+    repeats: int,
+    items: float,
+    unit: str,
+    scale: dict[str, float] | None = None,
+    flops: dict[str, float] | None = None,
+) -> list[Row]:
+    """The rows of a group; `scale`: what a contestant's time is multiplied with, where it did a part of the work."""
+    taken = race(contestants, repeats)
+    first = next(iter(contestants))
+    rows = []
+    for name, seconds in taken.items():
+        factor = (scale or {}).get(name, 1)
+        low, median, high = np.quantile(seconds * factor, (0.25, 0.5, 0.75)).tolist()
+        ratio = float(np.median(seconds * factor / taken[first]))  # of the same round
+        rows.append(Row(part, setting, name, items, unit, median, (low, high), ratio, (flops or {}).get(name)))
+        print(f"{part}, {setting}: {name} {median:.4g} s, {ratio:.3f} of {first}", flush=True)
+    return rows
+
+
+def machine_rates() -> dict[str, float]:
+    """What this machine reaches in GFLOP/s on one thread: a matrix product and a convolution of the decoder's kind."""
+    torch.set_num_threads(1)
+    a, image, kernel = torch.randn(1024, 1024), torch.randn(8, 64, 88, 88), torch.randn(64, 64, 3, 3)
+    with torch.no_grad():
+        taken = race({"matrix": lambda: a @ a, "convolution": lambda: torch.conv2d(image, kernel, padding=1)}, 5)
+    flops = {"matrix": 2 * 1024**3, "convolution": 2 * 8 * 64 * 64 * 9 * 88 * 88}
+    return {name: flops[name] / float(np.median(taken[name])) / 1e9 for name in flops}
+
+
+# ---- the parts ------------------------------------------------------------------------------------------------
+def sampling(args: argparse.Namespace) -> list[Row]:
+    """Our pipeline, its networks alone, and peers, by batch size and threads."""
+    pipe = VQIHDMPipeline.from_pretrained(args.pipeline)
+    config, image_size = pipe.denoiser.config, tuple(pipe.vqvae.config.sample_size for _ in range(2))
+    absorbing = AbsorbingDiffusionPipeline(
+        vqvae=pipe.vqvae, denoiser=AbsorbingDenoiser(absorbing_config(config)).eval()
+    )
+    ddpm = DDPMPipeline(pixel_unet(sum(p.numel() for p in pipe.denoiser.parameters()), image_size), DDPMScheduler())
+    for each in (pipe, absorbing, ddpm):
+        each.set_progress_bar_config(disable=True)
+    rows = []
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        for batch in args.batch_sizes:
+            state = pipe.prior.sample(batch, torch.Generator().manual_seed(0))
+            sigma = torch.full((batch,), pipe.prior.sigma)
+
+            @torch.no_grad()
+            def networks(state=state, sigma=sigma):
+                return pipe.decode_codes(pipe.denoiser(state, sigma).logits.argmax(-1))
+
+            with FlopCounterMode(display=False) as counter:
+                networks()
+            contestants = {
+                "networks alone": networks,
+                "VQIHDMPipeline, 1 step": lambda batch=batch: pipe(batch, batch_size=batch),
+            }
+            flops = dict.fromkeys(contestants, counter.get_total_flops())
+            setting, count = f"batch {batch}, threads {threads}", (batch, "images")
+            rows += rows_of("sampling", setting, contestants, args.repeats, *count, flops=flops)
+            peers = {
+                "VQIHDMPipeline, 1 step": contestants["VQIHDMPipeline, 1 step"],
+                f"absorbing diffusion, {ABSORBING_STEPS} steps": lambda batch=batch: absorbing(
+                    batch, batch_size=batch, num_inference_steps=ABSORBING_STEPS
+                ),
+                f"DDPMPipeline, {DDPM_STEPS} steps": lambda batch=batch: ddpm(
+                    batch, num_inference_steps=DDPM_TIMED, output_type="np"
+                ),
+            }
+            scale = {f"DDPMPipeline, {DDPM_STEPS} steps": DDPM_STEPS / DDPM_TIMED}
+            rows += rows_of("peers", setting, peers, min(args.repeats, 3), *count, scale=scale)
+    return rows
+
+
+def absorbing_config(config) -> AbsorbingDenoiserConfig:
+    """Absorbing diffusion's transformer of the size of ours."""
+    names = inspect.signature(AbsorbingDenoiserConfig.__init__).parameters
+    return AbsorbingDenoiserConfig(**{name: getattr(config, name) for name in names if hasattr(config, name)})
+
+
+def pixel_unet(num_parameters: int, image_size: tuple[int, int]) -> UNet2DModel:
+    """diffusers' UNet for grey images, the widest of its kind with no more parameters than asked for."""
+    for width in range(64, 0, -8):
+        unet = UNet2DModel(
+            sample_size=image_size,
+            in_channels=1,
+            out_channels=1,
+            layers_per_block=1,
+            block_out_channels=(width, 2 * width, 4 * width),
+            down_block_types=("DownBlock2D",) * 3,
+            up_block_types=("UpBlock2D",) * 3,
+            norm_num_groups=8,
+        )
+        if unet.num_parameters() <= num_parameters or width == 8:
+            return unet.eval()
+
+
+def start(args: argparse.Namespace) -> list[Row]:
+    """From `import` to the first image in a fresh process, beside the import of the libraries alone."""
+    programs = {"import torch, diffusers, transformers": BARE_IMPORT, "import vq_ihdm": "import vq_ihdm"}
+    programs["import, load, first image"] = FIRST_IMAGE.format(folder=str(args.pipeline.resolve()))
+    contestants = {name: lambda code=code: python(code) for name, code in programs.items()}
+    return rows_of("start", "a fresh process", contestants, args.repeats, 1, "starts")
+
+
+def python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+
+def blurring(args: argparse.Namespace) -> list[Row]:
+    """`heat.blur` against the snippet in the paper, by scipy."""
+    torch.set_num_threads(1)
+    config = VQIHDMPipeline.from_pretrained(args.pipeline).denoiser.config
+    rows = []
+    for batch in (32, 1024):
+        u = torch.randn(batch, config.code_dim, config.height, config.width)
+        contestants = {"heat.blur": lambda u=u: blur(u, 2.0), "scipy": lambda u=u: scipy_blur(u.numpy(), 2.0)}
+        np.testing.assert_allclose(contestants["scipy"](), contestants["heat.blur"]().numpy(), atol=1e-4)
+        rows += rows_of("blur", f"batch {batch}", contestants, args.repeats, batch, "grids")
+    return rows
+
+
+def scipy_blur(u: np.ndarray, sigma: float) -> np.ndarray:
+    """The paper's forward process of (B, D, H, W)."""
+    height, width = u.shape[-2:]
+    frequencies = (np.pi * np.arange(height)[:, None] / height) ** 2 + (np.pi * np.arange(width) / width) ** 2
+    return idctn(dctn(u, axes=(2, 3), norm="ortho") * np.exp(-frequencies * sigma**2 / 2), axes=(2, 3), norm="ortho")
+
+
+def data(args: argparse.Namespace) -> list[Row]:
+    """Volumes to slices, by threads."""
+    torch.set_num_threads(1)
+    files = sorted(args.volumes.rglob("*.nii.gz"))[:16]
+    if not files:
+        raise InputError(f"{args.volumes} holds no .nii.gz file; name another folder with --volumes")
+    settings = SliceSettings(1.0, (176, 176), (0.5, 99.5), 8, middle=40)
+
+    def build(threads: int) -> None:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(lambda file: volume_slices(file, settings), files))
+
+    contestants = {f"{threads} threads": lambda threads=threads: build(threads) for threads in args.threads}
+    return rows_of("data", f"{len(files)} volumes", contestants, min(args.repeats, 3), len(files), "volumes")
+
+
+def evaluation(args: argparse.Namespace) -> list[Row]:
+    """All measures of fidelity with their intervals, on N against N random features of Inception's width."""
+    rows = []
+    for n in args.num_features:
+        seconds, memory = map(float, python(EVALUATION.format(n=n)).split())
+        row = Row("evaluation", f"N = {n}", "fidelity", n, "images", seconds, (seconds, seconds), 1.0, None, memory)
+        rows.append(row)
+        print(f"evaluation, N = {n}: {seconds:.1f} s, {memory:.2f} GB", flush=True)
+    return rows
+
+
+PARTS = {"sampling": sampling, "start": start, "blur": blurring, "data": data, "evaluation": evaluation}
+
+
+# ---- results --------------------------------------------------------------------------------------------------
+def page(rows: list[Row], rates: dict[str, float], args: argparse.Namespace) -> list[str]:
+    """The lines of README.md."""
+    lines = [
+        "# Speed",
+        "",
+        f"Measured on {machine()}, {date.today().isoformat()}, by `python benchmarks/speed.py --pipeline ... --parts "
+        f"{' '.join(args.parts)}`. Medians of {args.repeats} rounds (of peers and data at most 3) in which the "
+        "contestants of a group take turns, quartiles in brackets, ratios to the first of the group.",
+        "",
+        f"One thread of this machine reaches {rates['matrix']:.0f} GFLOP/s in a matrix product and "
+        f"{rates['convolution']:.0f} in a convolution of the decoder's kind, the ceiling of what the networks can do.",
+    ]
+    if "sampling" in args.parts:
+        lines += [
+            "",
+            f"`DDPMPipeline` was timed for {DDPM_TIMED} of its {DDPM_STEPS} steps, each of which costs the same.",
+            "",
+            "![Images a second](sampling.png)",
+        ]
+    for part in dict.fromkeys(row.part for row in rows):
+        lines += ["", f"## {part.capitalize()}", ""]
+        headings = ["setting", "contestant", "s", "a second", "ratio", "GFLOP/s", "peak memory (GB)"]
+        lines += table(headings, [cells(row) for row in rows if row.part == part])
+    return lines
+
+
+def cells(row: Row) -> list[str]:
+    low, high = row.quartiles
+    return [
+        row.setting,
+        row.name,
+        f"{row.seconds:.3g} [{low:.3g}, {high:.3g}]",
+        f"{row.items / row.seconds:.3g} {row.unit}",
+        f"{row.ratio:.3f}",
+        f"{row.flops / row.seconds / 1e9:.0f}" if row.flops else "",
+        f"{row.memory_gb:.2f}" if row.memory_gb else "",
+    ]
+
+
+def plot(rows: list[Row]) -> Figure:
+    """Images a second by batch size, a panel for each number of threads."""
+    shown = {}  # threads -> name -> [(batch, images a second)]
+    for row in rows:
+        if row.part in ("sampling", "peers"):
+            threads = row.setting.rpartition(" ")[2]
+            shown.setdefault(threads, {}).setdefault(row.name, {})[row.items] = row.items / row.seconds
+    figure = Figure(figsize=(6 * len(shown), 5), layout="constrained")
+    for axes, (threads, lines) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+        for name, points in lines.items():
+            axes.plot(list(points), list(points.values()), "o-", label=name)
+        axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel="images / s", title=f"threads: {threads}")
+    axes.legend()
+    return figure
+
+
+if __name__ == "__main__":
+    run(main)
