@@ -50,7 +50,7 @@ def benchmark(tmp_path, evaluated_set, monkeypatch, capsys):
     """Run a benchmark with the tiny preset and a tiny feature network; what it printed, and its results."""
     preset = tmp_path / "tiny.yaml"
     preset.write_text(PRESET)
-    network = FeatureNetwork(TinyExtractor(), cache=tmp_path / "cache")
+    network = FeatureNetwork(TinyExtractor(features_list=("16",)), cache=tmp_path / "cache")
     monkeypatch.setattr("vq_ihdm.evaluation.features.load_networks", lambda weights, device: [network])
     monkeypatch.setattr(subprocess, "run", run_here)
     monkeypatch.syspath_prepend(ROOT / "benchmarks")

@@ -58,15 +58,19 @@ def half_samples(groups: np.ndarray, real: bool = False) -> list[np.ndarray]:
         real: of the side that is compared with; its halves are drawn apart from those of the side that is measured.
     """
     rng = np.random.default_rng(int(real))
-    return [half_sample(groups, rng) for _ in range(RESAMPLES)]
+    labels, position = np.unique(groups, return_inverse=True)
+    return [np.flatnonzero(_half(len(labels), rng)[position]) for _ in range(RESAMPLES)]
 
 
 def half_sample(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Indices of all members of a random half of the groups."""
     labels, position = np.unique(groups, return_inverse=True)
-    chosen = np.zeros(len(labels), bool)
-    chosen[rng.permutation(len(labels))[: len(labels) // 2]] = True
-    return np.flatnonzero(chosen[position])
+    return np.flatnonzero(_half(len(labels), rng)[position])
+
+
+def _half(count: int, rng: np.random.Generator) -> np.ndarray:
+    """(count,) bool, a random half of it true."""
+    return rng.permutation(count) < count // 2
 
 
 def estimate(
