@@ -248,8 +248,10 @@ def describe_audit(audit: dict) -> list[str]:
         caught = {}
         for power in audit["power"]:
             caught.setdefault(power["copies"], []).append(f"{power['caught']:.0%} at {power['planted']:.0%}")
-        lines += ["", "Had a part of the images been copies of training images, the copy rate would have noticed it:"]
+        lines += ["", "Had a part of the images been copies of training images, the copy rate would have noticed:", ""]
         lines += [f"- {copies} copies in {', '.join(shares)} of the images." for copies, shares in caught.items()]
+        if "decoded" not in caught:
+            lines.append("- Copies that went through a tokenizer may hide behind its error unless it is named.")
     return lines
 
 
