@@ -153,14 +153,6 @@ def test_a_pipeline_that_knows_eight_slices_by_heart_is_not_published(tmp_path, 
     with pytest.raises(SystemExit, match="memorisation audit of .* failed .*copies of training images"):
         run_script("publish.py", tmp_path / "memorising", "--repo_id", "someone/brains")
 
-    # Images in a folder are judged as those of a pipeline are.
-    (tmp_path / "images").mkdir()
-    for i, image in enumerate(pipe(100, generator=torch.Generator().manual_seed(1)).images):
-        image.save(tmp_path / "images" / f"{i:03d}.png")
-    flags = ("--images", tmp_path / "images", "--dataset_name", data, "--output_dir", tmp_path / "of_images")
-    run_script("evaluate.py", *flags, "--tokenizer", tmp_path / "memorising")
-    assert "**Failed.**" in (tmp_path / "of_images" / "report.md").read_text()
-
     # What may be published shows no scan; the whole report does.
     pictures = {file.name for file in (tmp_path / "fresh" / "evaluation").glob("*.png")}
     assert pictures == {"samples.png", "distances.png", "anatomy.png"}
