@@ -1,0 +1,28 @@
+"""Types of command-line flags: a number without sense is refused where it is typed, by the flag's name."""
+
+import argparse
+import math
+from collections.abc import Callable
+
+
+def _number(kind: type, accepts: Callable[[float], bool], description: str) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = math.nan
+        if not (math.isfinite(number) and accepts(number)):
+            raise argparse.ArgumentTypeError(f"{text} is no {description}")
+        return number
+
+    return parse
+
+
+positive_int = _number(int, lambda n: n > 0, "positive whole number")
+non_negative_int = _number(int, lambda n: n >= 0, "whole number from 0 on")
+seed_int = _number(int, lambda n: 0 <= n < 2**32, "whole number from 0 to 2^32 - 1")
+finite_float = _number(float, lambda n: True, "finite number")
+positive_float = _number(float, lambda n: n > 0, "positive finite number")
+non_negative_float = _number(float, lambda n: n >= 0, "finite number from 0 on")
+probability = _number(float, lambda n: 0 <= n <= 1, "number from 0 to 1")
+share_below_one = _number(float, lambda n: 0 <= n < 1, "number from 0 to below 1")
