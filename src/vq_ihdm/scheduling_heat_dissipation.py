@@ -37,7 +37,7 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
 
         u_t = blur(e_0, sigma_t) + delta * noise,  sigma_1 = sigma_min ... sigma_T = sigma_max in log steps,
 
-    (VQ-IHDM, eq. 3, with delta = 0 there). The paper lists the sigmas from 24 down, the IHDM code from 0.5 up; here
+    (VQ-IHDM, eq. 2, with delta = 0 there). The paper lists the sigmas from 24 down, the IHDM code from 0.5 up; here
     index and blur grow together.
 
     The reverse process starts from a draw of u_T. The denoiser gives p(z_0 | u_T) for every position at once, so
