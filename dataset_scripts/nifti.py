@@ -69,7 +69,7 @@ def find_scans(folder: Path, preset: Preset, rejections: Rejections) -> list[Sca
         path = folder / name
         found = re.search(preset.subject, name)
         if not found and preset.required:
-            rejections(f"{path} has no subject id in its path; rename it or pass --subject_pattern.")
+            rejections(path, f"{path} has no subject id in its path; rename it or pass --subject_pattern.")
             continue
         subject = found[1] if found else path.name.partition(".nii")[0]
         date = re.search(r"\d{4}-\d{2}-\d{2}", name)
@@ -138,7 +138,7 @@ def main() -> None:
         first = {}
         for scan in scans:
             if scan.subject in first:
-                rejections(f"{scan.path} is a further scan of its subject; delete it or pass --all_scans.")
+                rejections.not_chosen(scan.path, "another scan of its subject was taken; --all_scans keeps every one.")
             else:
                 first[scan.subject] = scan
         scans = list(first.values())
@@ -154,7 +154,7 @@ def main() -> None:
             try:
                 rows[scan] = table.lookup(scan.subject, scan.date, scan.image_id)
             except InputError as error:
-                rejections(f"{scan.path} {error}")
+                rejections(scan.path, f"{scan.path} {error}")
 
     settings = SliceSettings(
         voxel_size=args.voxel_size,
@@ -175,7 +175,7 @@ def main() -> None:
         results = pool.map(prepare, [scan.path for scan in rows])
         for scan, (key, message) in zip(rows, tqdm(results, "Volumes", len(rows)), strict=True):
             if message:
-                rejections(message)
+                rejections(scan.path, message)
             else:
                 volumes.setdefault(scan.subject, []).append((key, rows[scan]))
     except KeyboardInterrupt:

@@ -62,9 +62,11 @@ def main() -> None:
                 if image.mode in WHITE or image.mode in COLOUR:
                     sizes[name] = image.size
                 else:
-                    rejections(f"{name} has pixels of type {image.mode}; export it as a grey image of 8 or 16 bits.")
+                    rejections(
+                        name, f"{name} has pixels of type {image.mode}; export it as a grey image of 8 or 16 bits."
+                    )
         except OSError:
-            rejections(f"{name} cannot be opened as an image; export it again or delete its row.")
+            rejections(name, f"{name} cannot be opened as an image; export it again or take its row out.")
     if not sizes:
         raise InputError(f"no image of {path} can be opened; check --input_dir.")
     (width, height), _ = Counter(sizes.values()).most_common(1)[0]
@@ -75,8 +77,9 @@ def main() -> None:
             continue
         if sizes[name] != (width, height):
             rejections(
+                name,
                 f"{name} has {sizes[name][0]}x{sizes[name][1]} pixels where most images have {width}x{height}; "
-                "resample it to that size."
+                "resample it to that size.",
             )
             continue
         row = {"file_name": name, "slice": int(table["slice"][index]), **covariates.loc[index]}
@@ -91,7 +94,7 @@ def main() -> None:
                     image = image if image.mode in WHITE else image.convert("L")
                     pixels = np.asarray(image, dtype=np.float32) / WHITE[image.mode]
             except OSError:
-                rejections(f"{name} is damaged; export it again or delete its row.")
+                rejections(name, f"{name} is damaged; export it again or take its row out.")
                 continue
             yield {"image": encode_png(crop_or_pad(pixels, args.image_size), args.bit_depth), **row}
 

@@ -1,6 +1,7 @@
 """What the tests share: a tiny data set, tiny networks, and the scripts run inside this process."""
 
 import atexit
+import csv
 import os
 import runpy
 import shutil
@@ -135,6 +136,12 @@ def build_template_set(folder: Path, num_subjects: int) -> Path:
         "--output_dir", folder,
     )  # fmt: skip
     return folder
+
+
+def left_out(folder: Path) -> list[dict[str, str]]:
+    """The report beside a built set: input, kind and reason of what was left out."""
+    with folder.with_name(folder.name + ".left_out.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_script
+from conftest import left_out, run_script
 from datasets import ClassLabel, DatasetDict, Image, Value, load_dataset
 from huggingface_hub import DatasetCard
 from PIL import Image as PILImage
 
-from vq_ihdm.data.building import SPLITS, crop_or_pad, encode_png, pseudonym, split_subjects
+from vq_ihdm.data.building import SPLITS, crop_or_pad, encode_png, pseudonym, slice_levels, split_subjects
 
 NUM_SUBJECTS, NUM_SLICES = 20, 2
 
@@ -56,6 +56,7 @@ def test_columns_and_pixels(slices: Path, tmp_path: Path):
         "image": Image(mode="L"),
         "subject": Value("string"),
         "slice": Value("int32"),
+        "slice_level": Value("float32"),
         "age": Value("float32"),
         "sex": ClassLabel(names=["F", "M"]),
         "cdr": ClassLabel(names=["0", "0.5", "1", "2", "3"]),
@@ -167,16 +168,35 @@ def test_bad_images_are_named_and_the_rest_is_built(slices: Path, tmp_path: Path
     splits = build(slices, tmp_path / "set")
     assert sum(map(len, splits.values())) == NUM_SUBJECTS * NUM_SLICES - 5
     out, err = capsys.readouterr()
-    named = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("left out: ")]
+    named = left_out(tmp_path / "set")
     for name, remedy in {
         "scan_of_00_0.png": "export it again",
         "scan_of_01_0.png": "export it again",
         "scan_of_02_0.png": "resample it",
-        "scan_of_03_0.png": "delete its row",
+        "scan_of_03_0.png": "take its row out",
         "scan_of_04_0.png": "8 or 16 bits",
     }.items():
-        assert len([line for line in named if name in line and remedy in line]) == 1
-    assert "5 inputs left out" in out
+        assert [row["kind"] for row in named if row["input"] == name and remedy in row["reason"]] == ["unusable"]
+    assert "5 inputs left out (5 unusable)" in out
+    assert "scan_of" not in out + err  # one line, not one an input
+
+
+def test_the_report_is_of_this_build(slices: Path, tmp_path: Path):
+    image = slices / "scan_of_00_0.png"
+    whole = image.read_bytes()
+    image.write_bytes(b"this is no image")
+    build(slices, tmp_path / "set")
+    assert len(left_out(tmp_path / "set")) == 1
+    image.write_bytes(whole)
+    build(slices, tmp_path / "set")
+    assert not (tmp_path / "set.left_out.csv").exists()
+
+
+def test_slice_level_is_the_place_within_the_scan():
+    assert slice_levels([{"slice": number} for number in (40, 60, 41)]) == [0, 1, 0.05]
+    assert slice_levels([{"slice": 7}]) == [0.5]
+    two_scans = [{"slice": number, "scan": scan} for scan in (0, 1) for number in range(3 + scan)]
+    assert slice_levels(two_scans) == pytest.approx([0, 1 / 2, 1, 0, 1 / 3, 2 / 3, 1])
 
 
 @pytest.mark.parametrize("content", [b"this is no image", None])

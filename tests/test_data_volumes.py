@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import run_script
+from conftest import left_out, run_script
 from datasets import DatasetDict, load_dataset
 from scipy.spatial.transform import Rotation
 
@@ -207,12 +207,11 @@ def test_bad_inputs_are_left_out_and_counted(bids: Path, tmp_path: Path, capsys:
     save(volume(), bids / "sub-77" / "anat" / "sub-77_T1w.nii.gz")
     splits = build(bids, tmp_path / "set", "--keep_subject_ids")
     assert {s for name in splits for s in splits[name]["subject"]} == {f"{n:02d}" for n in range(10) if n != 3}
-    out, err = capsys.readouterr()
-    named = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("left out: ")]
+    named = left_out(tmp_path / "set")
     assert len(named) == 3
     for word, remedy in {"sub-03_T1w": "download", "sub-04_run-2": "--all_scans", "sub-77_T1w": "add one"}.items():
-        assert len([line for line in named if word in line and remedy in line]) == 1
-    assert "3 inputs left out" in out
+        assert len([row for row in named if word in row["input"] and remedy in row["reason"]]) == 1
+    assert "3 inputs left out (2 unusable, 1 not chosen)" in capsys.readouterr().out
 
 
 def test_strict_stops_and_leaves_no_set(bids: Path, tmp_path: Path):

@@ -5,17 +5,18 @@ card) and `vq_ihdm.json` (what a program must know: voxel size, licence, whether
 
 Subjects appear under a keyed hash of their ids. The key, the salt, is a file beside the set, never in it: without it
 nobody can try out known ids, and with it the same build gives the same bytes again. The split depends on the ids, the
-labels and the seed, not on the salt.
+labels and the seed, not on the salt. What was left out, and why, is listed in another file beside the set. The columns
+and files are described in docs/data.md.
 """
 
 import argparse
+import csv
 import hashlib
 import hmac
 import io
 import json
 import random
 import secrets
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -86,18 +87,39 @@ def check_build_arguments(args: argparse.Namespace) -> None:
 
 
 class Rejections:
-    """Inputs that were left out: each named in one line on stderr, counted; with `strict` the first one stops."""
+    """Inputs that were left out, each with its reason, for the report beside the set.
+
+    Unusable ones stop the build at the first when it is `strict`; those that were not chosen, such as a second visit
+    of a subject, never do.
+    """
 
     def __init__(self, strict: bool) -> None:
         self.strict = strict
-        self.count = 0
+        self.rows: list[tuple[str, str, str]] = []  # (input, kind, reason)
 
-    def __call__(self, message: str) -> None:
-        """`message`: what is wrong, which file, and the remedy, in one sentence."""
+    def __call__(self, name: str | Path, message: str) -> None:
+        """Leave out the input `name` as unusable; `message`: what is wrong, with which file, and the remedy."""
         if self.strict:
             raise InputError(message)
-        self.count += 1
-        tqdm.write(f"left out: {message}", file=sys.stderr)
+        self.rows.append((str(name), "unusable", message))
+
+    def not_chosen(self, name: str | Path, reason: str) -> None:
+        """Leave out the input `name`, with which nothing is wrong."""
+        self.rows.append((str(name), "not chosen", reason))
+
+    def __str__(self) -> str:
+        kinds = [kind for _, kind, _ in self.rows]
+        counts = [f"{kinds.count(kind)} {kind}" for kind in ("unusable", "not chosen") if kind in kinds]
+        return f"{len(kinds)} inputs left out" + (f" ({', '.join(counts)})" if counts else "")
+
+    def write(self, path: Path) -> None:
+        """The report: a CSV file of input, kind and reason. With nothing to report there is none, nor an old one."""
+        if not self.rows:
+            path.unlink(missing_ok=True)
+            return
+        # Names of files need not be UTF-8.
+        with replacing(path) as temporary, temporary.open("w", newline="", errors="backslashreplace") as file:
+            csv.writer(file).writerows([("input", "kind", "reason"), *self.rows])
 
 
 def split_subjects(strata: Mapping[str, str], shares: Sequence[float], seed: int) -> dict[str, str]:
@@ -165,6 +187,18 @@ def crop_or_pad(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
     return image
 
 
+def slice_levels(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Where each slice lies between the lowest (0) and the highest (1) slice of its scan; a slice alone is at 0.5."""
+    numbers = {}
+    for row in rows:
+        numbers.setdefault(row.get("scan"), []).append(row["slice"])
+    levels = []
+    for row in rows:
+        low, high = min(numbers[row.get("scan")]), max(numbers[row.get("scan")])
+        levels.append((row["slice"] - low) / (high - low) if high > low else 0.5)
+    return levels
+
+
 def build_set(
     args: argparse.Namespace,
     *,
@@ -190,11 +224,14 @@ def build_set(
 
     Raises:
         InputError: a split to which a share was given received no slice.
+
+    What `rejections` holds in the end is written to OUTPUT_DIR.left_out.csv, beside the set for it names files.
     """
     columns = {
         "image": Image(mode=PIXEL_TYPES[args.bit_depth][0]),
         "subject": Value("string"),
         "slice": Value("int32"),
+        "slice_level": Value("float32"),
     }
     features = Features({**columns, **covariates})
     if source.people and not args.keep_subject_ids:
@@ -203,6 +240,7 @@ def build_set(
     else:
         published = {subject: subject for subject in strata}
     split_of = split_subjects(strata, args.split, args.seed)
+    report = args.output_dir.with_name(args.output_dir.name + ".left_out.csv")
 
     counts = {}
     digest = hashlib.sha256()
@@ -221,6 +259,7 @@ def build_set(
                 with pq.ParquetWriter(path, features.arrow_schema) as writer:
                     for subject in shard:
                         rows = [{**row, "subject": published[subject]} for row in rows_of(subject)]
+                        rows = [{**row, "slice_level": at} for row, at in zip(rows, slice_levels(rows), strict=True)]
                         for row in rows:
                             digest.update(
                                 row["image"] + f"{split} {[row[c] for c in features if c != 'image']}".encode()
@@ -230,9 +269,11 @@ def build_set(
                             slices[subject] = len(rows)
                         progress.update()
             if share and not slices:
+                rejections.write(report)
                 raise InputError(
-                    f"no usable slice for the {split} split: {len(strata)} subjects were found and {rejections.count} "
-                    "inputs left out; add subjects, or give that split no share with --split."
+                    f"no usable slice for the {split} split: {len(strata)} subjects were found and {rejections}; "
+                    + (f"see {report}, " if rejections.rows else "")
+                    + "add subjects, or give that split no share with --split."
                 )
             if slices:
                 counts[split] = {"subjects": len(slices), "slices": slices.total()}
@@ -252,11 +293,12 @@ def build_set(
             "digest": digest.hexdigest()[:16],
         }
         (folder / "vq_ihdm.json").write_text(json.dumps(facts, indent=2) + "\n")
-        choices = {"seed": args.seed, "shares of the splits": args.split, "inputs left out": rejections.count}
+        choices = {"seed": args.seed, "shares of the splits": args.split, "inputs": str(rejections)}
         write_card(folder, source, features, facts, {**settings, **choices})
     for split, count in counts.items():
         print(f"{split}: {count['slices']} slices of {count['subjects']} subjects")
-    print(f"{args.output_dir}: complete; {rejections.count} inputs left out")
+    rejections.write(report)
+    print(f"{args.output_dir}: complete; {rejections}" + (f": {report} says why" if rejections.rows else ""))
 
 
 def to_table(rows: list[dict[str, Any]], features: Features) -> pa.Table:
