@@ -29,11 +29,11 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from vq_ihdm import load_pipeline
+from vq_ihdm.arguments import positive_int
 from vq_ihdm.errors import InputError, run
 from vq_ihdm.files import replacing
 from vq_ihdm.hub.record import read_record
-from vq_ihdm.training.config import positive
-from vq_ihdm.training.pictures import contact_sheet, save_picture
+from vq_ihdm.pictures import contact_sheet, save_picture
 
 SAMPLING = ("num_inference_steps", "temperature", "top_p")
 SUFFIXES = {"png": [".png"], "nifti": [".nii.gz"], "both": [".png", ".nii.gz"]}
@@ -45,12 +45,12 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--pipeline", required=True, help="a pipeline's folder or Hub id")
     add("--output_dir", type=Path, required=True)
-    add("--num_images", type=positive, required=True)
-    add("--num_inference_steps", type=positive, help="by default as many as the pipeline takes")
+    add("--num_images", type=positive_int, required=True)
+    add("--num_inference_steps", type=positive_int, help="by default as many as the pipeline takes")
     add("--temperature", type=float, help="of the draw of codes; by default the pipeline's own")
     add("--top_p", type=float, help="of the draw of codes; by default the pipeline's own")
     add("--seed", type=int, default=0)
-    add("--batch_size", type=positive, default=32, help="images a process works on at a time")
+    add("--batch_size", type=positive_int, default=32, help="images a process works on at a time")
     add("--format", choices=SUFFIXES, default="png")
     add("--spacing_mm", type=float, nargs="+", help="height and width of a pixel, or one number; for NIfTI, where "
         "the pipeline's training.json does not say")  # fmt: skip

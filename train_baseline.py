@@ -5,7 +5,7 @@
     accelerate launch train_baseline.py --model wgan --config oasis --dataset_name data/oasis --output_dir runs/wgan
 
 absorbing   diffusion over the codes of the same VQGAN (Bond-Taylor et al., 2022)
-ihdm        inverse heat dissipation of pixels (Rissanen et al., 2023)
+pixel_ihdm  inverse heat dissipation of pixels (Rissanen et al., 2023)
 wgan, alphawgan, vaegan, ccegan
             GANs from latents to pixels (Kwon et al., 2019; Xing et al., 2021)
 
@@ -15,102 +15,204 @@ wgan, alphawgan, vaegan, ccegan
 """
 
 import argparse
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast, set_seed
 from datasets import DatasetDict
 from diffusers import DiffusionPipeline, UNet2DModel
+from torch import nn
 from torch_fidelity.metric_kid import kernel_mmd
 
-from vq_ihdm import AbsorbingDiffusionPipeline, GANPipeline, IHDMPipeline
-from vq_ihdm.baselines.absorbing import AbsorbingDenoiser, AbsorbingDenoiserConfig, draw_mask, reweighted_elbo
+from vq_ihdm import AbsorbingDiffusionPipeline, GANPipeline, PixelIHDMPipeline
+from vq_ihdm.arguments import non_negative_float, positive_float, positive_int
+from vq_ihdm.baselines.absorbing import AbsorbingDenoiser, AbsorbingDenoiserConfig, absorbing_loss
 from vq_ihdm.baselines.alphawgan import AlphaWGAN
 from vq_ihdm.baselines.ccegan import CCEGAN
-from vq_ihdm.baselines.ihdm import InverseHeatScheduler, create_unet, inverse_heat_loss
+from vq_ihdm.baselines.pixel_ihdm import InverseHeatScheduler, create_unet, inverse_heat_loss
 from vq_ihdm.baselines.stacks import FACTOR, LatentDecoder
 from vq_ihdm.baselines.vaegan import VAEGAN
 from vq_ihdm.baselines.wgan import WGAN
 from vq_ihdm.data.images import SliceTensors, check_image_size, load_slices
-from vq_ihdm.errors import run
-from vq_ihdm.training.adversarial import train_adversarial
-from vq_ihdm.training.config import add_training_arguments, parse_args, positive
-from vq_ihdm.training.outcome import save_outcome
-from vq_ihdm.training.pictures import sample_sheet
-from vq_ihdm.training.prior import add_prior_arguments, check_prior_arguments, make_prior
-from vq_ihdm.training.slices import draw_slices, spread_slices
-from vq_ihdm.training.tokens import add_transformer_arguments, draw_views, load_tokens
-from vq_ihdm.training.trainer import make_accelerator, train_network
+from vq_ihdm.data.slices import draw_slices, spread_slices
+from vq_ihdm.data.tokens import draw_views, load_tokens
+from vq_ihdm.errors import run as run_script
+from vq_ihdm.fit_prior import fit_prior
+from vq_ihdm.hub.describe import save_trained_pipeline
+from vq_ihdm.pictures import sample_sheet
+from vq_ihdm.training.config import (
+    add_prior_arguments,
+    add_training_arguments,
+    add_transformer_arguments,
+    check_prior_arguments,
+    parse_args,
+)
+from vq_ihdm.training.ema import EMA
+from vq_ihdm.training.run import TrainingRun, make_accelerator, make_scheduler
 
-Outcome = tuple[DiffusionPipeline, dict[str, float]]  # pipeline and held-out measures
 GANS = {"wgan": WGAN, "alphawgan": AlphaWGAN, "vaegan": VAEGAN, "ccegan": CCEGAN}
+
+
+# ---- the two training loops -----------------------------------------------------------------------------------
+def train_network(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    network: nn.Module,
+    num_examples: int,
+    loss: Callable[[nn.Module, list[int]], torch.Tensor],
+    validate: Callable[[nn.Module], tuple[dict[str, float], dict]],
+) -> TrainingRun:
+    """One network, one loss.
+
+    Args:
+        loss: of the (wrapped) network on the examples with the given indices.
+        validate: held-out measures and pictures of the averaged network, for `TrainingRun.keep`.
+    """
+    network.to(accelerator.device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=args.learning_rate)
+    lr_scheduler = make_scheduler(args, optimizer)
+    ema = EMA(network, args.ema_decay)
+    network, optimizer = accelerator.prepare(network, optimizer)
+    network.train()
+    unwrapped = accelerator.unwrap_model(network)
+    ema.module.load_state_dict(unwrapped.state_dict())  # by now every process has the first one's weights
+
+    parts = {"network": unwrapped, "ema": ema, "optimizer": optimizer, "scheduler": lr_scheduler}
+    run = TrainingRun(args, accelerator, args.model, num_examples, parts, ema)
+    for _ in run:
+        for indices in run.batches():
+            with accelerator.accumulate(network):
+                value = loss(network, indices)
+                accelerator.backward(value)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(network.parameters(), args.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+        lr_scheduler.step()
+        ema.update(unwrapped)
+        run.log(loss=value, lr=lr_scheduler.get_last_lr()[0])
+        if run.validation_due:
+            run.keep(*validate(ema.module))
+    return run
+
+
+def train_adversarial(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    gan: nn.Module,
+    train_set: SliceTensors,
+    validate: Callable[[nn.Module], tuple[dict[str, float], dict]],
+) -> TrainingRun:
+    """Several networks, one of them the `decoder`: in each step every update in its order, an Adam for each network.
+
+    The networks are not wrapped for several processes, whose wrapper cannot differentiate a gradient penalty: the
+    processes start from the same weights and average their gradients.
+    """
+    device = accelerator.device
+    gan.to(device).train()
+    broadcast([p.data for p in gan.parameters()])
+    networks = dict(gan.named_children())
+    optimizers = {n: torch.optim.Adam(net.parameters(), lr=args.learning_rate) for n, net in networks.items()}
+    lr_schedulers = {name: make_scheduler(args, optimizer) for name, optimizer in optimizers.items()}
+    optimizers = {name: accelerator.prepare(optimizer) for name, optimizer in optimizers.items()}
+    ema = EMA(gan.decoder, args.ema_decay)
+
+    parts = {"networks": gan, "ema": ema}
+    parts |= {f"optimizer_{name}": optimizer for name, optimizer in optimizers.items()}
+    parts |= {f"scheduler_{name}": lr_scheduler for name, lr_scheduler in lr_schedulers.items()}
+    run = TrainingRun(args, accelerator, args.model, len(train_set), parts, ema)
+    for _ in run:
+        losses = {}
+        for update in gan.updates():
+            learning = {name: network for name, network in networks.items() if network in update.networks}
+            gan.requires_grad_(False)  # what does not learn now is a constant: no gradient is worked out for it
+            for network in learning.values():
+                network.requires_grad_(True)
+            for _ in range(update.repeats):
+                for indices in run.batches():
+                    images = draw_slices(train_set, indices, args.random_flip).to(device)
+                    with accelerator.autocast():
+                        losses[update.name] = update.loss(images)
+                    accelerator.backward(losses[update.name])
+                for name, network in learning.items():
+                    for parameter in network.parameters():
+                        parameter.grad = accelerator.reduce(parameter.grad, "mean")
+                    if args.max_grad_norm is not None:
+                        accelerator.clip_grad_norm_(network.parameters(), args.max_grad_norm)
+                    optimizers[name].step()
+                    optimizers[name].zero_grad()
+        for lr_scheduler in lr_schedulers.values():
+            lr_scheduler.step()
+        ema.update(gan.decoder)
+        run.log(**losses)
+        if run.validation_due:
+            run.keep(*validate(ema.module))
+    return run
 
 
 # ---- absorbing diffusion --------------------------------------------------------------------------------------
 def add_absorbing_arguments(parser: argparse.ArgumentParser) -> None:
     add_transformer_arguments(parser)
-    parser.add_argument("--num_train_timesteps", type=positive, default=256, help="T")
+    parser.add_argument("--num_train_timesteps", type=positive_int, default=256, help="T")
     parser.set_defaults(max_train_steps=75_000, train_batch_size=20)
 
 
-def train_absorbing(args: argparse.Namespace, accelerator: Accelerator, splits: DatasetDict) -> Outcome:
-    vqvae, train_codes, held_out_codes = load_tokens(args, accelerator, splits)
-    device, T = accelerator.device, args.num_train_timesteps
+def train_absorbing(
+    args: argparse.Namespace, accelerator: Accelerator, splits: DatasetDict
+) -> tuple[TrainingRun, Callable[[], DiffusionPipeline]]:
+    source = args.dataset_name or args.train_data_dir
+    vqvae, train_codes, held_out_codes = load_tokens(args.vqvae, splits, source, args.random_flip, accelerator)
     config = AbsorbingDenoiserConfig(
         num_codes=vqvae.config.num_vq_embeddings,
         height=train_codes.shape[-2],
         width=train_codes.shape[-1],
-        num_train_timesteps=T,
+        num_train_timesteps=args.num_train_timesteps,
         hidden_size=args.hidden_size,
         num_hidden_layers=args.num_hidden_layers,
         num_attention_heads=args.num_attention_heads,
         dropout=args.dropout,
     )
 
-    def elbo(network: torch.nn.Module, codes: torch.LongTensor) -> torch.Tensor:
-        timesteps = torch.randint(1, T + 1, (len(codes),), device=device)
-        masked = draw_mask(timesteps, T, torch.rand(codes.shape, device=device))
-        logits = network(codes.masked_fill(masked, config.mask_index)).logits
-        return reweighted_elbo(logits, codes, masked, timesteps, T)
-
-    def loss(network: torch.nn.Module, indices: torch.LongTensor) -> torch.Tensor:
-        return elbo(network, draw_views(train_codes, indices).to(device))
+    def loss(network: nn.Module, indices: list[int]) -> torch.Tensor:
+        return absorbing_loss(network, draw_views(train_codes, indices).to(accelerator.device), config)
 
     @torch.no_grad()
     def validate(averaged: AbsorbingDenoiser):
         with torch.random.fork_rng():
             torch.manual_seed(args.seed)  # the same times and masks at every validation
-            total = sum(elbo(averaged, codes).item() * len(codes) for codes in held_out_codes.split(64))
+            total = sum(absorbing_loss(averaged, z_0, config).item() * len(z_0) for z_0 in held_out_codes.split(64))
         pipeline = AbsorbingDiffusionPipeline(vqvae, averaged)
         return {"reweighted_elbo": total / len(held_out_codes)}, {"samples": sample_sheet(pipeline, args.seed)}
 
-    denoiser = AbsorbingDenoiser(config)
-    best_folder, metrics = train_network(args, accelerator, "absorbing", denoiser, len(train_codes), loss, validate)
-    return AbsorbingDiffusionPipeline(vqvae, AbsorbingDenoiser.from_pretrained(best_folder).eval()), metrics
+    run = train_network(args, accelerator, AbsorbingDenoiser(config), len(train_codes), loss, validate)
+    return run, lambda: AbsorbingDiffusionPipeline(vqvae, AbsorbingDenoiser.from_pretrained(run.best_folder).eval())
 
 
 # ---- inverse heat dissipation of pixels -----------------------------------------------------------------------
-def add_ihdm_arguments(parser: argparse.ArgumentParser) -> None:
+def add_pixel_ihdm_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     # the UNet
-    add("--block_out_channels", type=positive, nargs="+", default=[128, 128, 256, 256, 512])
-    add("--layers_per_block", type=positive, default=2)
-    add("--norm_num_groups", type=positive, default=32)
+    add("--block_out_channels", type=positive_int, nargs="+", default=[128, 128, 256, 256, 512])
+    add("--layers_per_block", type=positive_int, default=2)
+    add("--norm_num_groups", type=positive_int, default=32)
     # both processes; grey values are in [0, 1]
-    add("--num_train_timesteps", type=positive, default=200, help="K, number of sigmas")
-    add("--sigma_min", type=float, default=0.5, help="in pixels")
-    add("--sigma_max", type=float, default=88.0, help="half the side of an image leaves little but its mean")
-    add("--training_noise", type=float, default=0.01)
-    add("--delta", type=float, default=0.0125, help="noise of a sampling step")
+    add("--num_train_timesteps", type=positive_int, default=200, help="K, number of sigmas")
+    add("--sigma_min", type=positive_float, default=0.5, help="in pixels")
+    add("--sigma_max", type=positive_float, default=88.0, help="half the side of an image leaves little but its mean")
+    add("--training_noise", type=non_negative_float, default=0.01)
+    add("--delta", type=non_negative_float, default=0.0125, help="noise of a sampling step")
     add_prior_arguments(parser)
-    add("--num_prior_images", type=positive, default=1000, help="training images the prior is fitted on, at most")
-    add("--num_validation_images", type=positive, default=256, help="held-out images of the measure, at most")
+    add("--num_prior_images", type=positive_int, default=1000, help="training images the prior is fitted on, at most")
+    add("--num_validation_images", type=positive_int, default=256, help="held-out images of the measure, at most")
     parser.set_defaults(max_train_steps=100_000, train_batch_size=16, lr_warmup_steps=5_000, ema_decay=0.9999)
     parser.set_defaults(prior="images")  # the paper's
 
 
-def train_ihdm(args: argparse.Namespace, accelerator: Accelerator, splits: DatasetDict) -> Outcome:
+def train_pixel_ihdm(
+    args: argparse.Namespace, accelerator: Accelerator, splits: DatasetDict
+) -> tuple[TrainingRun, Callable[[], DiffusionPipeline]]:
     check_prior_arguments(args)
     device, K = accelerator.device, args.num_train_timesteps
     source = args.dataset_name or args.train_data_dir
@@ -118,34 +220,38 @@ def train_ihdm(args: argparse.Namespace, accelerator: Accelerator, splits: Datas
     train_set = SliceTensors(splits["train"])
     held_out = spread_slices(splits["validation"], args.num_validation_images) / 2 + 0.5
     scheduler = InverseHeatScheduler(K, args.sigma_min, args.sigma_max, args.training_noise, args.delta)
-    prior = make_prior(args, accelerator, spread_slices(splits["train"], args.num_prior_images) / 2 + 0.5)
+    prior_images = spread_slices(splits["train"], args.num_prior_images) / 2 + 0.5
+    prior = fit_prior(prior_images, args.sigma_max, args.prior, args.prior_rank, args.prior_components, args.seed)
+    prior.allow_saving_images = args.allow_training_image_prior
 
-    def heat_loss(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    def heat_loss(network: nn.Module, indices: list[int]) -> torch.Tensor:
+        images = draw_slices(train_set, indices, args.random_flip).to(device) / 2 + 0.5
         timesteps = torch.randint(1, K + 1, (len(images),), device=device)
         return inverse_heat_loss(network, scheduler, images, timesteps, torch.randn_like(images))
 
-    def loss(network: torch.nn.Module, indices: torch.LongTensor) -> torch.Tensor:
-        images = draw_slices(train_set, indices.tolist(), args.random_flip)
-        return heat_loss(network, images.to(device) / 2 + 0.5)
-
     @torch.no_grad()
     def validate(averaged: UNet2DModel):
+        total = 0.0
         with torch.random.fork_rng():
             torch.manual_seed(args.seed)  # the same times and noise at every validation
-            total = sum(heat_loss(averaged, images.to(device)).item() * len(images) for images in held_out.split(8))
-        pipeline = IHDMPipeline(averaged, prior.to(device), scheduler)
+            for images in held_out.split(8):
+                images = images.to(device)
+                timesteps = torch.randint(1, K + 1, (len(images),), device=device)
+                loss = inverse_heat_loss(averaged, scheduler, images, timesteps, torch.randn_like(images))
+                total += loss.item() * len(images)
+        pipeline = PixelIHDMPipeline(averaged, prior.to(device), scheduler)
         return {"squared_error": total / len(held_out)}, {"samples": sample_sheet(pipeline, args.seed)}
 
     unet = create_unet(height, width, args.block_out_channels, args.layers_per_block, args.norm_num_groups)
-    best_folder, metrics = train_network(args, accelerator, "ihdm", unet, len(train_set), loss, validate)
-    return IHDMPipeline(UNet2DModel.from_pretrained(best_folder).eval(), prior, scheduler), metrics
+    run = train_network(args, accelerator, unet, len(train_set), heat_loss, validate)
+    return run, lambda: PixelIHDMPipeline(UNet2DModel.from_pretrained(run.best_folder).eval(), prior, scheduler)
 
 
 # ---- GANs -----------------------------------------------------------------------------------------------------
 def add_gan_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--latent_dim", type=positive, default=1000)
-    add("--num_validation_images", type=positive, default=256, help="held-out images of the measure, at most")
+    add("--latent_dim", type=positive_int, default=1000)
+    add("--num_validation_images", type=positive_int, default=256, help="held-out images of the measure, at most")
     # as released: Adam at a constant rate, no clipping, no moving average
     parser.set_defaults(max_train_steps=200_000, train_batch_size=4, learning_rate=2e-4, lr_warmup_steps=0)
     parser.set_defaults(max_grad_norm=None, ema_decay=0.0)
@@ -166,10 +272,12 @@ def add_vaegan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(learning_rate=1e-4)
 
 
-def train_gan(args: argparse.Namespace, accelerator: Accelerator, splits: DatasetDict) -> Outcome:
+def train_gan(
+    args: argparse.Namespace, accelerator: Accelerator, splits: DatasetDict
+) -> tuple[TrainingRun, Callable[[], DiffusionPipeline]]:
     size = check_image_size(splits["train"], args.dataset_name or args.train_data_dir, FACTOR)
     options = {"released": args.released} if args.model == "wgan" else {}
-    game = GANS[args.model](*size, args.latent_dim, **options)
+    gan = GANS[args.model](*size, args.latent_dim, **options)
     held_out = spread_slices(splits["validation"], args.num_validation_images) / 2 + 0.5
 
     def validate(averaged: LatentDecoder):
@@ -184,14 +292,14 @@ def train_gan(args: argparse.Namespace, accelerator: Accelerator, splits: Datase
         distance = kernel_mmd(*(F.avg_pool2d(images, 8).flatten(1).double().numpy() for images in (samples, held_out)))
         return {"pixel_mmd": float(distance)}, {"samples": sample_sheet(pipeline, args.seed)}
 
-    best_folder, metrics = train_adversarial(args, accelerator, game, SliceTensors(splits["train"]), validate)
-    return GANPipeline(LatentDecoder.from_pretrained(best_folder).eval()), metrics
+    run = train_adversarial(args, accelerator, gan, SliceTensors(splits["train"]), validate)
+    return run, lambda: GANPipeline(LatentDecoder.from_pretrained(run.best_folder).eval())
 
 
 # ---- main -----------------------------------------------------------------------------------------------------
 MODELS = {
     "absorbing": (add_absorbing_arguments, train_absorbing),
-    "ihdm": (add_ihdm_arguments, train_ihdm),
+    "pixel_ihdm": (add_pixel_ihdm_arguments, train_pixel_ihdm),
     "wgan": (add_wgan_arguments, train_gan),
     "alphawgan": (add_gan_arguments, train_gan),
     "vaegan": (add_vaegan_arguments, train_gan),
@@ -219,11 +327,10 @@ def main() -> None:
     set_seed(args.seed, device_specific=True)
     splits = load_slices(args.dataset_name, args.train_data_dir)
     _, train = MODELS[model]
-    outcome = train(args, accelerator, splits)
+    run, best_pipeline = train(args, accelerator, splits)
     if accelerator.is_main_process:
-        pipeline, metrics = outcome
-        save_outcome(pipeline, args, metrics, splits)
+        save_trained_pipeline(best_pipeline(), args, run.best, splits)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

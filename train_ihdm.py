@@ -3,31 +3,36 @@
     accelerate launch train_ihdm.py --config oasis --dataset_name data/oasis --vqvae runs/vqgan/best \\
         --output_dir runs/ihdm
 
-The loss is the cross-entropy of the true codes at every position given the blurred embeddings,
-
-    L = -log p(z_0 | u_t),  u_t = blur(e_0, sigma_t) + delta * noise.
-
-In half of the examples a random part of the codes is revealed, and only the others count: what sampling in several
-steps needs. Under --output_dir the script leaves `checkpoint-<step>/` to resume from, `best/` (the averaged denoiser
-with the lowest held-out cross-entropy), `pipeline/` (the `VQIHDMPipeline` around it, with its model card),
-`samples.png`, `config.json` and the trackers' `logs/`.
+The loss is the cross-entropy of the true codes given the blurred embeddings (`vq_ihdm.denoising_loss`). Under
+--output_dir the script leaves `checkpoint-<step>/` to resume from, `best/` (the averaged denoiser with the lowest
+held-out cross-entropy), `pipeline/` (the `VQIHDMPipeline` around it, with its model card), `samples.png`,
+`config.json` and the trackers' `logs/`.
 """
 
 import argparse
 
 import torch
-import torch.nn.functional as F
 from accelerate.utils import set_seed
 
 from vq_ihdm import HeatDissipationScheduler, VQIHDMDenoiser, VQIHDMDenoiserConfig, VQIHDMPipeline
+from vq_ihdm.arguments import non_negative_float, positive_float, positive_int, positive_probability, probability
 from vq_ihdm.data.images import load_slices
-from vq_ihdm.errors import run
-from vq_ihdm.training.config import add_training_arguments, parse_args
-from vq_ihdm.training.outcome import save_outcome
-from vq_ihdm.training.pictures import sample_sheet
-from vq_ihdm.training.prior import add_prior_arguments, check_prior_arguments, make_prior
-from vq_ihdm.training.tokens import add_transformer_arguments, draw_views, load_tokens
-from vq_ihdm.training.trainer import make_accelerator, train_network
+from vq_ihdm.data.tokens import draw_views, load_tokens
+from vq_ihdm.denoising_loss import denoising_loss
+from vq_ihdm.errors import InputError
+from vq_ihdm.errors import run as run_script
+from vq_ihdm.fit_prior import fit_prior
+from vq_ihdm.hub.describe import save_trained_pipeline
+from vq_ihdm.pictures import sample_sheet
+from vq_ihdm.training.config import (
+    add_prior_arguments,
+    add_training_arguments,
+    add_transformer_arguments,
+    check_prior_arguments,
+    parse_args,
+)
+from vq_ihdm.training.ema import EMA
+from vq_ihdm.training.run import TrainingRun, make_accelerator, make_scheduler
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,18 +40,18 @@ def build_parser() -> argparse.ArgumentParser:
     add_training_arguments(parser)
     add_transformer_arguments(parser)
     add = parser.add_argument
+    add("--pretrained_model_name_or_path", help="start from this denoiser or pipeline (folder or Hub id)")
+    add("--gradient_checkpointing", action="store_true", help="less memory for a second forward pass")
     # the forward process
-    add("--num_train_timesteps", type=int, default=200, help="T, number of sigmas")
-    add("--sigma_min", type=float, default=0.5, help="in cells of the code grid")
-    add("--sigma_max", type=float, default=24.0)
-    add("--delta", type=float, default=0.0, help="noise on u_t, in standard deviations of the embeddings")
-    add("--train_sigmas", choices=["final", "all"], default="final", help="train at sigma_max alone or at all T")
-    add("--reveal_probability", type=float, default=0.5, help="share of examples with some codes revealed")
+    add("--num_train_timesteps", type=positive_int, default=200, help="T, number of sigmas")
+    add("--sigma_min", type=positive_float, default=0.5, help="in cells of the code grid")
+    add("--sigma_max", type=positive_float, default=24.0)
+    add("--delta", type=non_negative_float, default=0.0, help="noise on u_T, in deviations of the embeddings")
+    add("--reveal_probability", type=probability, default=0.5, help="share of examples with some codes revealed")
     # the prior and what sampling does unless told otherwise
     add_prior_arguments(parser)
-    add("--temperature", type=float, default=1.0)
-    add("--top_p", type=float, default=1.0)
-    add("--reveal_order", choices=["random", "confidence", "halton"], default="random")
+    add("--temperature", type=non_negative_float, default=1.0)
+    add("--top_p", type=positive_probability, default=1.0)
     parser.set_defaults(max_train_steps=75_000, train_batch_size=20)
     return parser
 
@@ -57,28 +62,15 @@ def main() -> None:
     accelerator = make_accelerator(args)
     device = accelerator.device
     set_seed(args.seed, device_specific=True)
+
+    # ---- data -------------------------------------------------------------------------------------------------
     splits = load_slices(args.dataset_name, args.train_data_dir)
-    vqvae, train_codes, held_out_codes = load_tokens(args, accelerator, splits)
+    source = args.dataset_name or args.train_data_dir
+    vqvae, train_codes, held_out_codes = load_tokens(args.vqvae, splits, source, args.random_flip, accelerator)
 
     # ---- denoiser, scheduler, prior ---------------------------------------------------------------------------
-    num_codes, code_dim = vqvae.quantize.embedding.weight.shape
-    denoiser = VQIHDMDenoiser(
-        VQIHDMDenoiserConfig(
-            num_codes=num_codes,
-            code_dim=code_dim,
-            height=train_codes.shape[-2],
-            width=train_codes.shape[-1],
-            hidden_size=args.hidden_size,
-            num_hidden_layers=args.num_hidden_layers,
-            num_attention_heads=args.num_attention_heads,
-            dropout=args.dropout,
-        )
-    )
-    # Embeddings are standardised with the statistics of the training tokens, not of the codebook: codes that are
-    # used often count as often, and delta means the same for every VQGAN.
-    codebook = vqvae.quantize.embedding.weight.detach().cpu()
-    tokens = codebook[train_codes.flatten()]
-    denoiser.code_embeddings.copy_((codebook - tokens.mean(0)) / tokens.std(0).clamp_min(1e-6))
+    denoiser = make_denoiser(args, vqvae.quantize.embedding.weight.detach().cpu(), train_codes)
+    embed_codes = denoiser.embed_codes
     scheduler = HeatDissipationScheduler(
         num_train_timesteps=args.num_train_timesteps,
         sigma_min=args.sigma_min,
@@ -86,56 +78,113 @@ def main() -> None:
         delta=args.delta,
         temperature=args.temperature,
         top_p=args.top_p,
-        reveal_order=args.reveal_order,
     )
-    prior = make_prior(args, accelerator, denoiser.embed_codes(train_codes.flatten(0, 1)))
+    prior = fit_prior(
+        embed_codes(train_codes.flatten(0, 1)),
+        args.sigma_max,
+        args.prior,
+        args.prior_rank,
+        args.prior_components,
+        args.seed,
+    )
+    prior.allow_saving_images = args.allow_training_image_prior
 
-    # ---- loss -------------------------------------------------------------------------------------------------
-    T, num_positions = args.num_train_timesteps, train_codes[0, 0].numel()
-    embed_codes = denoiser.to(device).embed_codes  # of the network itself: `accelerate` hands the loss a wrapped one
+    # ---- optimizer --------------------------------------------------------------------------------------------
+    denoiser.to(device)
+    optimizer = torch.optim.Adam(denoiser.parameters(), lr=args.learning_rate)
+    lr_scheduler = make_scheduler(args, optimizer)
+    ema = EMA(denoiser, args.ema_decay)
+    denoiser, optimizer = accelerator.prepare(denoiser, optimizer)
+    denoiser.train()
+    unwrapped = accelerator.unwrap_model(denoiser)
+    ema.module.load_state_dict(unwrapped.state_dict())  # by now every process has the first one's weights
 
-    def cross_entropy(network: torch.nn.Module, codes: torch.LongTensor, timesteps, reveal: float) -> torch.Tensor:
-        """Mean over the open positions of (B, h, w) codes; in a share `reveal` of the examples some are revealed."""
-        batch = len(codes)
-        sharp = embed_codes(codes)
-        sample = scheduler.add_noise(sharp, torch.randn_like(sharp), timesteps)
-        # Uniform in the schedule's time, so that every stage of a run of many steps is seen equally often.
-        share_open = torch.sin(torch.pi / 2 * torch.rand(batch, device=device))
-        share_open = torch.where(torch.rand(batch, device=device) < reveal, share_open, 1.0)
-        num_open = (share_open * num_positions).ceil().clamp_min(1)
-        rank = torch.rand(batch, num_positions, device=device).argsort(1).argsort(1)
-        known = (rank >= num_open[:, None]).view_as(codes)
-        sample = torch.where(known[:, None], sharp, sample)
-        logits = network(sample, scheduler.sigmas.to(device)[timesteps], known=known).logits
-        return F.cross_entropy(logits[~known].float(), codes[~known])
+    # ---- training ---------------------------------------------------------------------------------------------
+    parts = {"network": unwrapped, "ema": ema, "optimizer": optimizer, "scheduler": lr_scheduler}
+    run = TrainingRun(args, accelerator, "denoiser", len(train_codes), parts, ema)
+    for _ in run:
+        for indices in run.batches():
+            with accelerator.accumulate(denoiser):
+                z_0 = draw_views(train_codes, indices).to(device)
+                loss = denoising_loss(denoiser, scheduler, embed_codes, z_0, args.reveal_probability)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(denoiser.parameters(), args.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+        lr_scheduler.step()
+        ema.update(unwrapped)
+        run.log(loss=loss, lr=lr_scheduler.get_last_lr()[0])
+        if run.validation_due:
+            measures = {"cross_entropy": held_out_cross_entropy(ema.module, scheduler, held_out_codes, args.seed)}
+            pipeline = VQIHDMPipeline(vqvae, ema.module, prior.to(device), scheduler)
+            run.keep(measures, {"samples": sample_sheet(pipeline, args.seed)})
 
-    def loss(network: torch.nn.Module, indices: torch.LongTensor) -> torch.Tensor:
-        codes = draw_views(train_codes, indices).to(device)
-        first = T if args.train_sigmas == "final" else 1
-        timesteps = torch.randint(first, T + 1, (len(codes),), device=device)
-        return cross_entropy(network, codes, timesteps, args.reveal_probability)
+    if accelerator.is_main_process:
+        best = VQIHDMDenoiser.from_pretrained(run.best_folder).eval()
+        save_trained_pipeline(VQIHDMPipeline(vqvae, best, prior, scheduler), args, run.best, splits)
 
-    # ---- validation -------------------------------------------------------------------------------------------
-    @torch.no_grad()
-    def validate(averaged: VQIHDMDenoiser):
-        """Held-out cross-entropy with no code revealed, the one-step task; and eight samples."""
-        with torch.random.fork_rng():
-            torch.manual_seed(args.seed)
-            total = 0.0
-            for codes in held_out_codes.split(64):
-                final = torch.full((len(codes),), T, device=device)
-                total += cross_entropy(averaged, codes, final, reveal=0).item() * len(codes)
-        metrics = {"cross_entropy": total / len(held_out_codes)}
-        pipeline = VQIHDMPipeline(vqvae, averaged, prior.to(device), scheduler)
-        return metrics, {"samples": sample_sheet(pipeline, args.seed)}
 
-    best_folder, metrics = train_network(args, accelerator, "denoiser", denoiser, len(train_codes), loss, validate)
-    if not accelerator.is_main_process:
-        return
-    best = VQIHDMDenoiser.from_pretrained(best_folder).eval()
-    pipeline = VQIHDMPipeline(vqvae, best, prior, scheduler)
-    save_outcome(pipeline, args, metrics, splits)
+def make_denoiser(args: argparse.Namespace, codebook: torch.Tensor, train_codes: torch.LongTensor) -> VQIHDMDenoiser:
+    """A denoiser for codes (N, V, h, w) of a codebook (K, D): new, or as far as another training brought it.
+
+    Embeddings are standardised with the statistics of the training tokens, not of the codebook: codes that are used
+    often count as often, and delta means the same for every VQGAN.
+    """
+    if args.pretrained_model_name_or_path is not None:
+        denoiser = load_denoiser(args.pretrained_model_name_or_path)
+        expected = (*codebook.shape, *train_codes.shape[-2:])
+        config = denoiser.config
+        if (config.num_codes, config.code_dim, config.height, config.width) != expected:
+            raise InputError(
+                f"{args.pretrained_model_name_or_path} is a denoiser of other codes than those of {args.vqvae}; "
+                "name the VQGAN it was trained on"
+            )
+    else:
+        config = VQIHDMDenoiserConfig(
+            num_codes=len(codebook),
+            code_dim=codebook.shape[1],
+            height=train_codes.shape[-2],
+            width=train_codes.shape[-1],
+            hidden_size=args.hidden_size,
+            num_hidden_layers=args.num_hidden_layers,
+            num_attention_heads=args.num_attention_heads,
+            dropout=args.dropout,
+        )
+        denoiser = VQIHDMDenoiser(config)
+    tokens = codebook[train_codes.flatten()]
+    denoiser.code_embeddings.copy_((codebook - tokens.mean(0)) / tokens.std(0).clamp_min(1e-6))
+    if args.gradient_checkpointing:
+        denoiser.bert.gradient_checkpointing_enable()
+    return denoiser
+
+
+def load_denoiser(path: str) -> VQIHDMDenoiser:
+    """The denoiser of a folder or Hub repository, of its own or inside a pipeline.
+
+    Raises:
+        InputError: there is none.
+    """
+    for subfolder in ("", "denoiser"):
+        try:
+            return VQIHDMDenoiser.from_pretrained(path, subfolder=subfolder, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+    raise InputError(f"{path} holds no denoiser ({reason}); train one with train_ihdm.py")
+
+
+@torch.no_grad()
+def held_out_cross_entropy(
+    denoiser: VQIHDMDenoiser, scheduler: HeatDissipationScheduler, codes: torch.LongTensor, seed: int
+) -> float:
+    """With no code revealed, the one-step task, and the same noise at every validation; codes (M, h, w)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        total = 0.0
+        for z_0 in codes.split(64):
+            total += denoising_loss(denoiser, scheduler, denoiser.embed_codes, z_0, 0.0).item() * len(z_0)
+    return total / len(codes)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
+from vq_ihdm.arguments import positive_int
 from vq_ihdm.errors import InputError
 from vq_ihdm.evaluation import features
 from vq_ihdm.evaluation.evaluator import EvaluationSet
 from vq_ihdm.evaluation.image_sets import read_data_set
 from vq_ihdm.files import replacing
 from vq_ihdm.hub.record import cpu_name
-from vq_ihdm.training.config import positive
 
 PLACES = {"work_dir", "output_dir", "trainings"}  # flags that change no figure
 
@@ -26,7 +26,7 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     add("--dataset_name", required=True)
     add("--split", help="held-out splits: validation to choose settings by; by default test, to report on")
     add("--mixed_precision", choices=["no", "fp16", "bf16"], default="no")
-    add("--num_images", type=positive, default=1000, help="to sample from each system")
+    add("--num_images", type=positive_int, default=1000, help="to sample from each system")
     add("--seed", type=int, default=0)
     add("--feature_weights", help="Inception weights in a local file")
     add("--work_dir", type=Path, default=f"runs/{name}")

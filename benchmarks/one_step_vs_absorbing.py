@@ -32,6 +32,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vq_ihdm import VQIHDMPipeline, load_pipeline
+from vq_ihdm.arguments import positive_int
 from vq_ihdm.errors import run
 from vq_ihdm.evaluation.evaluator import EvaluationSet, evaluate_images
 from vq_ihdm.evaluation.pipelines import Drawn, draw_images, tokenize
@@ -40,8 +41,7 @@ from vq_ihdm.evaluation.resampling import Estimate, difference, in_words, interv
 from vq_ihdm.files import replacing
 from vq_ihdm.fit_prior import fit_prior
 from vq_ihdm.heat import blur
-from vq_ihdm.training.config import positive
-from vq_ihdm.training.pictures import contact_sheet, save_picture
+from vq_ihdm.pictures import contact_sheet, save_picture
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_benchmark_arguments(parser, "one_step_vs_absorbing")
     add = parser.add_argument
     add("--vqvae", required=True, help="the tokenizer all systems share")
-    add("--train_steps", type=positive, default=4000, help="of each network")
+    add("--train_steps", type=positive_int, default=4000, help="of each network")
     add("--training_seeds", type=int, nargs="+", default=[0], help="of the two main systems; the others have the first")
     add("--trainings", nargs="+", choices=[t.name for t in TRAININGS], help="only the systems of these networks")
     return parser

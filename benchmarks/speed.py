@@ -29,13 +29,13 @@ from scipy.fft import dctn, idctn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vq_ihdm import AbsorbingDiffusionPipeline, VQIHDMPipeline
+from vq_ihdm.arguments import positive_int
 from vq_ihdm.baselines.absorbing import AbsorbingDenoiser, AbsorbingDenoiserConfig
 from vq_ihdm.data.volumes import SliceSettings, volume_slices
 from vq_ihdm.errors import InputError, run
 from vq_ihdm.evaluation.report import table
 from vq_ihdm.files import replacing
 from vq_ihdm.heat import blur
-from vq_ihdm.training.config import positive
 
 DDPM_STEPS = 1000  # of diffusers' DDPMPipeline; timed for a few, since each costs the same
 DDPM_TIMED = 4
@@ -81,11 +81,17 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--pipeline", type=Path, required=True, help="folder of a VQIHDMPipeline")
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    add("--batch_sizes", type=positive, nargs="+", default=[1, 8, 32, 128])
-    add("--threads", type=positive, nargs="+", default=[1, 2])
-    add("--repeats", type=positive, default=7, help="rounds, of which the median is taken")
+    add("--batch_sizes", type=positive_int, nargs="+", default=[1, 8, 32, 128])
+    add("--threads", type=positive_int, nargs="+", default=[1, 2])
+    add("--repeats", type=positive_int, default=7, help="rounds, of which the median is taken")
     add("--volumes", type=Path, help="folder of NIfTI volumes, for the part data")
-    add("--num_features", type=positive, nargs="+", default=[1000, 5000, 20000], help="images a side, for evaluation")
+    add(
+        "--num_features",
+        type=positive_int,
+        nargs="+",
+        default=[1000, 5000, 20000],
+        help="images a side, for evaluation",
+    )
     add("--output_dir", type=Path, default="benchmarks/results/speed")
     return parser
 

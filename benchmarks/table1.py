@@ -31,13 +31,13 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from vq_ihdm import load_pipeline
+from vq_ihdm.arguments import positive_int
 from vq_ihdm.errors import run
 from vq_ihdm.evaluation.evaluator import evaluate_images
 from vq_ihdm.evaluation.pipelines import draw_images, tokenize
 from vq_ihdm.evaluation.report import table
 from vq_ihdm.files import replacing
-from vq_ihdm.training.config import positive
-from vq_ihdm.training.pictures import contact_sheet, save_picture
+from vq_ihdm.pictures import contact_sheet, save_picture
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ SYSTEMS = [
     System("alphawgan", "AlphaWGAN", (146.93, 0.18, 1.66)),
     System("vaegan", "VAEGAN", (281.48, 0.44, 1.01)),
     System("ccegan", "CCE-GAN", (340.94, 0.5, 1.84)),
-    System("ihdm", "IHDM in pixels", None),
+    System("pixel_ihdm", "IHDM in pixels", None),
 ]
 TOKENIZER_SHARE = 0.6  # of the budget of a system on tokens
 TABLE_2_STEPS = (10, 50, 100, 200, 256)
@@ -81,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_benchmark_arguments(parser, "table1")
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--budget_minutes", type=float, help="training time of each system")
-    budget.add_argument("--budget_images", type=positive, help="images each system sees in training")
+    budget.add_argument("--budget_images", type=positive_int, help="images each system sees in training")
     parser.add_argument(
         "--perceptual_weights", help="trunk of the VQGAN's LPIPS loss, where torchvision cannot download it"
     )

@@ -9,12 +9,12 @@ from huggingface_hub import hf_hub_download
 from ..errors import InputError
 from .pipeline_absorbing_diffusion import AbsorbingDiffusionPipeline
 from .pipeline_gan import GANPipeline
-from .pipeline_ihdm import IHDMPipeline
+from .pipeline_pixel_ihdm import PixelIHDMPipeline
 from .pipeline_vq_ihdm import VQIHDMPipeline
 from .slice_pipeline import SlicePipeline
 
 PIPELINES: dict[str, type[SlicePipeline]] = {
-    cls.__name__: cls for cls in (VQIHDMPipeline, AbsorbingDiffusionPipeline, IHDMPipeline, GANPipeline)
+    cls.__name__: cls for cls in (VQIHDMPipeline, AbsorbingDiffusionPipeline, PixelIHDMPipeline, GANPipeline)
 }
 
 
@@ -46,7 +46,7 @@ __all__ = [
     "PIPELINES",
     "AbsorbingDiffusionPipeline",
     "GANPipeline",
-    "IHDMPipeline",
+    "PixelIHDMPipeline",
     "SlicePipeline",
     "VQIHDMPipeline",
     "load_pipeline",

@@ -12,6 +12,7 @@ INSIDE = {
     "positive_float": "1e-9",
     "non_negative_float": "0",
     "probability": "1",
+    "positive_probability": "1",
     "share_below_one": "0.999",
 }
 OUTSIDE = {
@@ -22,6 +23,7 @@ OUTSIDE = {
     "positive_float": "0",
     "non_negative_float": "-1e-9",
     "probability": "1.01",
+    "positive_probability": "0",
     "share_below_one": "1",
 }
 

@@ -176,7 +176,7 @@ def test_training_lowers_the_loss_on_a_toy_set():
 @pytest.mark.parametrize("preset", sorted(file.stem for file in (ROOT / "configs").glob("*.yaml")))
 @pytest.mark.parametrize("model", train_baseline.MODELS)
 def test_presets_fit_the_script(preset, model, monkeypatch):
-    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "train_baseline.py")])
     argv = ["--model", model, "--config", preset, "--output_dir", "out"]
     argv += ["--vqvae", "x"] if model == "absorbing" else []
     args = parse_args(train_baseline.build_parser(model), f"baseline_{model}", argv)

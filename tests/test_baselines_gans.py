@@ -1,4 +1,4 @@
-"""The GANs: networks, losses and turns by hand, the pipeline's promises, training from the command line."""
+"""The GANs: networks, losses and updates by hand, the pipeline's promises, training from the command line."""
 
 import argparse
 import json
@@ -8,13 +8,13 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from conftest import run_script
 from diffusers import DiffusionPipeline
 from scipy.optimize import linear_sum_assignment
 from test_distributed import torchrun
 from torch import nn
 
+import train_baseline
 from vq_ihdm import GANPipeline, load_pipeline
 from vq_ihdm.baselines import alphawgan, ccegan, vaegan, wgan
 from vq_ihdm.baselines.alphawgan import AlphaWGAN
@@ -23,8 +23,8 @@ from vq_ihdm.baselines.stacks import LatentDecoder, downsampling_stack, full_gri
 from vq_ihdm.baselines.vaegan import VAEGAN, GaussianEncoder
 from vq_ihdm.baselines.wgan import WGAN, gradient_penalty
 from vq_ihdm.data.images import SliceTensors, load_slices
-from vq_ihdm.training.adversarial import train_adversarial
 from vq_ihdm.training.config import add_training_arguments, parse_args
+from vq_ihdm.training.run import make_accelerator
 from vq_ihdm.training.state import load_state
 
 GANS = {"wgan": WGAN, "alphawgan": AlphaWGAN, "vaegan": VAEGAN, "ccegan": CCEGAN}
@@ -73,8 +73,8 @@ def test_samples_are_normalised_as_samples_not_as_reconstructions():
 )
 def test_number_of_parameters_at_176(name, expected):
     with torch.device("meta"):
-        game = GANS[name](176, 176)
-    counts = {part: sum(p.numel() for p in network.parameters()) for part, network in game.named_children()}
+        gan = GANS[name](176, 176)
+    counts = {part: sum(p.numel() for p in network.parameters()) for part, network in gan.named_children()}
     assert counts == expected
     documented = " + ".join(f"{count:,}" for count in expected.values())
     assert documented in " ".join(GANS[name].__doc__.split())
@@ -169,51 +169,53 @@ def test_sinkhorn_cost_of_strong_regularisation_is_the_mean_of_all_pairs():
     assert sinkhorn_cost(x, y, 1e5).item() == pytest.approx((torch.cdist(x, y) ** 2).mean().item(), rel=1e-3)
 
 
-# ---- turns ----------------------------------------------------------------------------------------------------
+# ---- updates ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", GANS)
-def test_a_step_lowers_the_loss_of_each_turn(name):
+def test_a_step_lowers_the_loss_of_each_update(name):
     torch.manual_seed(0)
-    game = GANS[name](32, 32, latent_dim=8)
+    gan = GANS[name](32, 32, latent_dim=8)
     images = torch.rand(4, 1, 32, 32) * 2 - 1
-    for turn in game.turns():
+    for update in gan.updates():
 
-        def loss(turn=turn):
+        def loss(update=update):
             torch.manual_seed(1)  # the same latents and mixtures
-            return turn.loss(images)
+            return update.loss(images)
 
-        game.zero_grad()
+        gan.zero_grad()
         before = loss()
         before.backward()
-        parameters = [p for player in turn.players for p in player.parameters()]
+        parameters = [p for network in update.networks for p in network.parameters()]
         squares = sum(p.grad.square().sum() for p in parameters)
         assert squares > 0
         with torch.no_grad():
             for p in parameters:
                 p -= 0.01 / squares * p.grad  # as long as the loss falls by 0.01 where it is straight
-        assert 0.001 < before - loss() < 0.1, turn.name
+        assert 0.001 < before - loss() < 0.1, update.name
 
 
 def test_released_wgan_is_the_other_way_round():
-    assert [turn.repeats for turn in WGAN(32, 32, 8).turns()] == [5, 1]
-    assert [turn.repeats for turn in WGAN(32, 32, 8, released=True).turns()] == [1, 5]
+    assert [update.repeats for update in WGAN(32, 32, 8).updates()] == [5, 1]
+    assert [update.repeats for update in WGAN(32, 32, 8, released=True).updates()] == [1, 5]
 
 
-@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # of the network that never plays
-def test_only_the_players_of_a_turn_learn(template_set, tmp_path):
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # of the network that never learns
+def test_only_the_networks_of_an_update_learn(template_set, tmp_path):
     class CriticAlone(WGAN):
-        def turns(self):
-            return super().turns()[:1]
+        def updates(self):
+            return super().updates()[:1]
 
     parser = argparse.ArgumentParser()
     add_training_arguments(parser)
     parser.set_defaults(model="wgan", ema_decay=0.0, max_grad_norm=None, lr_warmup_steps=0, report_to="none")
     args = parse_args(parser, "", ["--output_dir", str(tmp_path)])
     args.max_train_steps, args.train_batch_size = 1, 4
-    game = CriticAlone(32, 32, 8)
-    before = {name: p.clone() for name, p in game.named_parameters()}
+    gan = CriticAlone(32, 32, 8)
+    before = {name: p.clone() for name, p in gan.named_parameters()}
     train_set = SliceTensors(load_slices(str(template_set))["train"])
-    train_adversarial(args, Accelerator(), game, train_set, lambda decoder: ({"nothing": 0.0}, {}))
-    for name, p in game.named_parameters():
+    train_baseline.train_adversarial(
+        args, make_accelerator(args), gan, train_set, lambda decoder: ({"nothing": 0.0}, {})
+    )
+    for name, p in gan.named_parameters():
         if name.endswith("weight"):  # the penalised critic of differences has a bias that nothing moves
             assert torch.equal(p, before[name]) == name.startswith("decoder"), name
 
@@ -286,7 +288,7 @@ def test_exact_resume(template_set, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_play_the_same_game(template_set, tmp_path):
+def test_two_processes_train_the_same_gan(template_set, tmp_path):
     torchrun(tmp_path, ["train_baseline.py", *flags("wgan", template_set, 1), "--output_dir", tmp_path / "run"])
     first, second = (load_state(tmp_path / "run" / f"process-{process}")["networks"] for process in (0, 1))
     weights = {name for name, _ in WGAN(32, 32, 8).named_parameters()}

@@ -23,7 +23,7 @@ vqgan: {{block_out_channels: [8, 8, 8], layers_per_block: 1, latent_channels: 4,
   train_batch_size: 8}}
 ihdm: {TRANSFORMER}, sigma_max: 2, delta: 1, prior_rank: 8}}
 baseline_absorbing: {TRANSFORMER}}}
-baseline_ihdm: {{block_out_channels: [8, 8], layers_per_block: 1, norm_num_groups: 4, num_train_timesteps: 3,
+baseline_pixel_ihdm: {{block_out_channels: [8, 8], layers_per_block: 1, norm_num_groups: 4, num_train_timesteps: 3,
   sigma_max: 8, prior: mixture, prior_rank: 8, train_batch_size: 4, num_validation_images: 4}}
 baseline_wgan: {GAN}
 baseline_alphawgan: {GAN}
@@ -68,7 +68,7 @@ def test_table_1_has_every_system_and_goes_on_where_it_was_killed(benchmark, tmp
     said, results = benchmark("table1.py", "--budget_images", 16)
     assert "every system trains for 16 images" in said
     rows = {row["name"]: row for row in json.loads((results / "results.json").read_text())}
-    assert list(rows) == ["vq_ihdm", "absorbing", "wgan", "alphawgan", "vaegan", "ccegan", "ihdm"]
+    assert list(rows) == ["vq_ihdm", "absorbing", "wgan", "alphawgan", "vaegan", "ccegan", "pixel_ihdm"]
     for name, row in rows.items():
         # At most one step more than asked for in each stage.
         assert 16 <= row["training_images"] < 16 + 24

@@ -97,7 +97,7 @@ def assert_equal(first, second, name: str) -> None:
 def test_both_processes_end_with_the_same_state(runs, script):
     """Weights, averages, moments of the optimizers, schedules; but each has counted the codes of its own images."""
     first, second = (load_state(runs / script / f"process-{process}") for process in (0, 1))
-    for part in first.keys() - {"stopwatch", "usage", "epoch_usage"}:
+    for part in first.keys() - {"run", "usage", "epoch_usage"}:
         assert_equal(first[part], second[part], part)
     if script == "vqgan":  # since the last restart of codes, the third step: 2 x 3 images of 64 codes
         counts = [state["usage"]["counts"] for state in (first, second)]

@@ -6,10 +6,9 @@ from scipy.stats import chisquare
 
 from vq_ihdm import HeatDissipationScheduler
 from vq_ihdm.heat import blur
-from vq_ihdm.scheduling_heat_dissipation import OPEN, code_probabilities, halton_rank
+from vq_ihdm.scheduling_heat_dissipation import OPEN, code_probabilities
 
 BATCH, HEIGHT, WIDTH, NUM_CODES, DIM = 2, 4, 5, 7, 3
-ORDERS = ["random", "confidence", "halton"]
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -73,9 +72,8 @@ def test_add_noise_blurs_and_adds_delta():
 # ---- revealing ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_one_step_reveals_everything(order):
-    scheduler = HeatDissipationScheduler(reveal_order=order)
+def test_one_step_reveals_everything():
+    scheduler = HeatDissipationScheduler()
     logits, sample, codes, embeddings = state()
     out = scheduler.step(logits, scheduler.timesteps[0], sample, codes, embeddings)
     assert (out.code_indices != OPEN).all()
@@ -83,10 +81,9 @@ def test_one_step_reveals_everything(order):
     assert torch.equal(out.prev_sample, embeddings[out.code_indices].permute(0, 3, 1, 2))
 
 
-@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("steps", [2, 5, 40])
-def test_steps_reveal_more_and_more_and_change_nothing_revealed(order, steps):
-    scheduler = HeatDissipationScheduler(reveal_order=order)
+def test_steps_reveal_more_and_more_and_change_nothing_revealed(steps):
+    scheduler = HeatDissipationScheduler()
     _, u_T, _, embeddings = state()
     outputs = reverse(scheduler, steps, seeded())
     assert (outputs[-1].code_indices != OPEN).all()
@@ -104,27 +101,6 @@ def test_steps_reveal_more_and_more_and_change_nothing_revealed(order, steps):
         assert ((~revealed).sum((1, 2)) == int(scheduler.open_share(left) * HEIGHT * WIDTH)).all()
         before = out.code_indices
     assert (outputs[0].code_indices != OPEN).sum() >= BATCH  # already the first step is worth its evaluation
-
-
-def test_confidence_reveals_the_most_probable_draws_first():
-    scheduler = HeatDissipationScheduler(reveal_order="confidence")
-    logits, sample, codes, embeddings = state()
-    scheduler.set_timesteps(3)
-    out = scheduler.step(logits, scheduler.timesteps[0], sample, codes, embeddings, generator=seeded())
-    drawn = logits.softmax(-1).gather(-1, out.pred_code_indices[..., None])[..., 0]
-    for image in range(BATCH):
-        revealed = out.code_indices[image] != OPEN
-        assert drawn[image][revealed].min() >= drawn[image][~revealed].max()
-
-
-def test_halton_reveals_a_fixed_order_that_spreads():
-    rank = halton_rank(8, 8)
-    assert sorted(rank.tolist()) == list(range(64))
-    quadrants = [(cell // 8 // 4, cell % 8 // 4) for cell in rank.argsort()[:16].tolist()]
-    assert all(2 <= quadrants.count(q) <= 6 for q in [(0, 0), (0, 1), (1, 0), (1, 1)])
-    scheduler = HeatDissipationScheduler(reveal_order="halton")
-    first, second = (reverse(scheduler, 4, seeded(seed))[1].code_indices != OPEN for seed in (0, 1))
-    assert torch.equal(first, second)
 
 
 def test_random_order_differs_between_images_and_seeds():
@@ -219,7 +195,7 @@ def test_return_dict():
 def test_config_round_trip(tmp_path):
     settings = {
         "num_train_timesteps": 17, "sigma_min": 0.4, "sigma_max": 3.0, "delta": 0.15, "temperature": 0.8,
-        "top_p": 0.9, "reveal_order": "halton",
+        "top_p": 0.9,
     }  # fmt: skip
     scheduler = HeatDissipationScheduler(**settings)
     scheduler.save_pretrained(tmp_path)
@@ -242,5 +218,3 @@ def test_bad_arguments_of_a_step(arguments, named):
 def test_bad_settings():
     with pytest.raises(ValueError, match="num_inference_steps"):
         HeatDissipationScheduler().set_timesteps(0)
-    with pytest.raises(ValueError, match="reveal_order"):
-        HeatDissipationScheduler(reveal_order="spiral")

@@ -64,7 +64,9 @@ def refusal(run, *arguments, **keywords) -> str:
 def final_state(folder: Path) -> dict:
     """The last checkpoint, but for what is not of the training: the flags and the clock."""
     state = load_state(list_checkpoints(folder)[-1])
-    del state["args"], state["parts"]["stopwatch"]
+    del state["args"], state["parts"]["run"]["seconds"]
+    if state["parts"]["run"]["best"] is not None:
+        del state["parts"]["run"]["best"]["seconds"]
     return state
 
 
@@ -275,13 +277,6 @@ def test_accumulated_gradients_are_those_of_the_larger_batch(ihdm, tmp_path):
 
 
 # ---- options ------------------------------------------------------------------------------------------------------
-
-
-def test_all_sigmas_are_trained(ihdm, ihdm_run):
-    folder = ihdm("--train_sigmas", "all", "--max_train_steps", 2)
-    state, final_only = final_state(folder)["parts"]["network"], load_state(ihdm_run / "checkpoint-4")
-    assert not torch.equal(state["head.weight"], final_only["parts"]["network"]["head.weight"])
-    assert (folder / "pipeline" / "model_index.json").exists()
 
 
 def test_a_prior_of_images_is_saved_only_where_told_so(ihdm):

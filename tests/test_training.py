@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ from torch import nn
 import train_ihdm
 import train_vqgan
 from vq_ihdm.errors import InputError
+from vq_ihdm.pictures import contact_sheet, reconstruction_sheet
+from vq_ihdm.training.batches import batch_order
 from vq_ihdm.training.checkpoints import Checkpointer, list_checkpoints
 from vq_ihdm.training.config import add_training_arguments, parse_args
 from vq_ihdm.training.ema import EMA
-from vq_ihdm.training.loop import Interruption, Stopwatch, batch_order, check_finite
-from vq_ihdm.training.pictures import contact_sheet, reconstruction_sheet
+from vq_ihdm.training.interruption import Interruption
+from vq_ihdm.training.run import TrainingRun, check_finite
 from vq_ihdm.training.state import load_state, save_state
 
 
@@ -238,7 +241,7 @@ def test_bad_presets(preset, text, message):
 
 
 def test_a_missing_preset_names_those_there_are(monkeypatch):
-    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "train_vqgan.py")])
     with pytest.raises(InputError, match="demo, oasis, oasis96, paper"):
         parse_args(parser(), "part", ["--config", "papr", "--output_dir", "out"])
 
@@ -255,32 +258,32 @@ def test_values_of_a_preset_are_checked_like_flags(preset, capsys, line):
 def test_counts_are_positive(flag, capsys):
     with pytest.raises(SystemExit):
         parse_args(parser(), "part", ["--output_dir", "out", f"--{flag}", "0"])
-    assert "no positive number" in capsys.readouterr().err
+    assert "no positive whole number" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("preset_name", sorted(file.stem for file in (ROOT / "configs").glob("*.yaml")))
 def test_presets_fit_their_scripts(preset_name, monkeypatch):
-    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "train_vqgan.py")])
     for script, section, argv in [(train_vqgan, "vqgan", []), (train_ihdm, "ihdm", ["--vqvae", "x"])]:
         args = parse_args(script.build_parser(), section, ["--config", preset_name, "--output_dir", "out", *argv])
         assert args.max_train_steps > 0
 
 
 def test_the_paper_preset_has_the_numbers_of_the_paper(monkeypatch):
-    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "train_vqgan.py")])
     argv = ["--config", "paper", "--output_dir", "out"]
     vqgan = vars(parse_args(train_vqgan.build_parser(), "vqgan", argv))
     assert vqgan.items() >= {
         "block_out_channels": [128, 128, 256, 256, 512], "num_vq_embeddings": 1024, "train_batch_size": 3,
         "max_train_steps": 575_000, "learning_rate": 1e-4, "lr_warmup_steps": 30_000,
-        "l2_normalized_codes": False, "gradient_accumulation_steps": 1,
+        "l2_normalized_codes": False, "gradient_accumulation_steps": None,
     }.items()  # fmt: skip
     ihdm = vars(parse_args(train_ihdm.build_parser(), "ihdm", [*argv, "--vqvae", "x"]))
     assert ihdm.items() >= {
         "hidden_size": 512, "num_attention_heads": 8, "num_hidden_layers": 24, "train_batch_size": 20,
         "max_train_steps": 75_000, "learning_rate": 1e-4, "lr_warmup_steps": 30_000, "num_train_timesteps": 200,
-        "sigma_min": 0.5, "sigma_max": 24.0, "delta": 0.0, "prior": "slice", "train_sigmas": "final",
-        "temperature": 1.0, "top_p": 1.0, "gradient_accumulation_steps": 1,
+        "sigma_min": 0.5, "sigma_max": 24.0, "delta": 0.0, "prior": "slice",
+        "temperature": 1.0, "top_p": 1.0, "gradient_accumulation_steps": None,
     }.items()  # fmt: skip
 
 
@@ -408,10 +411,13 @@ def test_a_signal_is_a_request_and_a_second_one_an_order(signum):
             signal.signal(number, handler)
 
 
-def test_stopwatch_adds_up_over_sessions():
-    watch = Stopwatch()
-    watch.load_state_dict({"seconds": 100.0})
-    assert 100 <= watch.seconds() < 110
+def test_a_run_adds_up_its_sessions(tmp_path, network):
+    argv = ["--output_dir", str(tmp_path), "--report_to", "none", "--train_batch_size", "3"]
+    args = parse_args(parser(), "part", argv)
+    run = TrainingRun(args, Accelerator(cpu=True), "run", 10, {}, EMA(network, 0.9))
+    run.load_state_dict({"batches_seen": 7, "seconds": 100.0, "best": None})
+    assert 100 <= run.seconds < 110
+    assert run.images_seen == 21
 
 
 def test_contact_sheet_shows_every_image_once():

@@ -42,10 +42,10 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
 
     The reverse process starts from a draw of u_T. The denoiser gives p(z_0 | u_T) for every position at once, so
     one step draws all codes independently given u_T: the paper's sampler. With more steps u_T stays fixed as context
-    and at each time t a share sin(pi t / 2T) of the positions is left open; what has been revealed is shown to the
-    denoiser as sharp embeddings, so that the remaining codes are drawn in its knowledge. (Blurring the drawn codes to
-    a smaller sigma and going on, the obvious alternative, redraws at each step the low frequencies that u_T had
-    fixed, and gets worse with more steps.)
+    and at each time t a share sin(pi t / 2T) of the positions, drawn at random, is left open; what has been revealed
+    is shown to the denoiser as sharp embeddings, so that the remaining codes are drawn in its knowledge. (Blurring
+    the drawn codes to a smaller sigma and going on, the obvious alternative, redraws at each step the low frequencies
+    that u_T had fixed, and gets worse with more steps.)
 
     Args:
         num_train_timesteps: T.
@@ -53,11 +53,6 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
         delta: standard deviation of the noise on u_t, in units of the standardised embeddings.
         temperature: divides the logits before a code is drawn; 0 takes the most likely code.
         top_p: draw from the smallest set of codes that holds this much probability.
-        reveal_order: which open positions are revealed first: `random`, `confidence` (most probable draws first) or
-            `halton` (a fixed low-discrepancy order, so that neighbours are not revealed together).
-
-    Raises:
-        ValueError: an unknown `reveal_order`.
     """
 
     order = 1
@@ -71,10 +66,7 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
         delta: float = 0.0,
         temperature: float = 1.0,
         top_p: float = 1.0,
-        reveal_order: str = "random",
     ):
-        if reveal_order not in ("random", "confidence", "halton"):
-            raise ValueError(f"reveal_order is random, confidence or halton, not {reveal_order}")
         # sigmas[t] belongs to timestep t; t = 0 is the sharp state.
         self.sigmas = torch.cat(
             [torch.zeros(1), sigma_schedule(sigma_min, sigma_max, num_train_timesteps).to(torch.float32)]
@@ -90,8 +82,8 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = torch.linspace(T, 0, num_inference_steps + 1, device=device)[:-1]
 
     def open_share(self, timestep: float) -> float:
-        """Share of positions not yet revealed at time t, sin(pi t / 2T): the cosine schedule of MaskGIT."""
-        return math.sin(math.pi / 2 * timestep / self.config.num_train_timesteps)
+        """Share of positions not yet revealed at time t."""
+        return open_share(timestep / self.config.num_train_timesteps)
 
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.LongTensor
@@ -141,8 +133,7 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
         drawn = torch.where(is_open, drawn, code_indices.flatten(1))
 
         # Positions are ranked, revealed ones first; those beyond the count for the next timestep stay open.
-        rank = self._reveal_rank(probabilities, drawn, noise[:, 1], height, width)
-        rank = rank.masked_fill(~is_open, -math.inf).argsort(dim=1).argsort(dim=1)
+        rank = noise[:, 1].masked_fill(~is_open, -math.inf).argsort(dim=1).argsort(dim=1)
         step_index = int((self.timesteps.to(device) - torch.as_tensor(timestep, device=device)).abs().argmin())
         last = step_index + 1 == len(self.timesteps)
         next_timestep = 0.0 if last else float(self.timesteps[step_index + 1])
@@ -157,18 +148,13 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
             return prev_sample, code_indices, pred_code_indices
         return HeatDissipationSchedulerOutput(prev_sample, code_indices, pred_code_indices)
 
-    def _reveal_rank(
-        self, probabilities: torch.Tensor, drawn: torch.Tensor, noise: torch.Tensor, height: int, width: int
-    ) -> torch.Tensor:
-        """(B, H * W) numbers by which open positions are revealed, smallest first."""
-        if self.config.reveal_order == "random":
-            return noise
-        if self.config.reveal_order == "confidence":
-            return -probabilities.gather(-1, drawn[..., None])[..., 0]
-        return halton_rank(height, width).to(noise).expand_as(noise)
-
     def __len__(self) -> int:
         return self.config.num_train_timesteps
+
+
+def open_share(time: float) -> float:
+    """Share sin(pi time / 2) of positions not yet revealed, of time t / T in [0, 1]: MaskGIT's cosine schedule."""
+    return math.sin(math.pi / 2 * time)
 
 
 def code_probabilities(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
@@ -212,22 +198,3 @@ def rand_each(
         return torch.stack(draws).to(device)
     source = generator.device if generator is not None else device
     return torch.rand((batch, *shape), dtype=torch.float64, device=source, generator=generator).to(device)
-
-
-def halton_rank(height: int, width: int) -> torch.Tensor:
-    """(H * W,) order in which the Halton sequence of bases 2 and 3 visits the cells of a grid."""
-
-    def van_der_corput(index: int, base: int) -> float:
-        value, scale = 0.0, 1.0 / base
-        while index:
-            index, digit = divmod(index, base)
-            value, scale = value + digit * scale, scale / base
-        return value
-
-    rank: dict[int, int] = {}
-    index = 1
-    while len(rank) < height * width:
-        cell = int(van_der_corput(index, 2) * height) * width + int(van_der_corput(index, 3) * width)
-        rank.setdefault(cell, len(rank))
-        index += 1
-    return torch.tensor([rank[cell] for cell in range(height * width)])

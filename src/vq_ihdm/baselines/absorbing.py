@@ -145,6 +145,17 @@ def reweighted_elbo(
     return (weight[:, None, None] * cross_entropy * masked).mean()
 
 
+def absorbing_loss(
+    denoiser: nn.Module, code_indices: torch.LongTensor, config: AbsorbingDenoiserConfig
+) -> torch.Tensor:
+    """`reweighted_elbo` of codes (B, h, w) at times drawn uniformly from 1..T."""
+    T = config.num_train_timesteps
+    timesteps = torch.randint(1, T + 1, (len(code_indices),), device=code_indices.device)
+    masked = draw_mask(timesteps, T, torch.rand(code_indices.shape, device=code_indices.device))
+    logits = denoiser(code_indices.masked_fill(masked, config.mask_index)).logits
+    return reweighted_elbo(logits, code_indices, masked, timesteps, T)
+
+
 def to_reveal(
     code_indices: torch.LongTensor, uniform: torch.Tensor, steps_left: int, mask_index: int
 ) -> torch.BoolTensor:

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..training.adversarial import Turn
 from . import wgan
 from .stacks import LatentDecoder, full_grid_encoder
+from .updates import Update
 from .wgan import gradient_penalty
 
 
@@ -26,7 +26,7 @@ class AutoEncodingWGAN(nn.Module):
         self.decoder = LatentDecoder(height, width, latent_dim, input_bias=False)
         self.critic = full_grid_encoder(height, width, 1)
 
-    def critic_turn(self, images: torch.Tensor) -> torch.Tensor:
+    def critic_update(self, images: torch.Tensor) -> torch.Tensor:
         reconstructions = self.decoder(self.encoder(images))
         samples = self.decoder(self.decoder.draw_latents(len(images)))
         penalty = gradient_penalty(self.critic, images, reconstructions)
@@ -55,21 +55,21 @@ class AlphaWGAN(AutoEncodingWGAN):
             nn.Linear(4096, 1),
         )
 
-    def turns(self) -> list[Turn]:
+    def updates(self) -> list[Update]:
         return [
-            Turn("encoder_generator", [self.encoder, self.decoder], self.encoder_generator_turn),
-            Turn("critic", [self.critic], self.critic_turn),
-            Turn("code_critic", [self.code_critic], self.code_critic_turn),
+            Update("encoder_generator", [self.encoder, self.decoder], self.encoder_generator_update),
+            Update("critic", [self.critic], self.critic_update),
+            Update("code_critic", [self.code_critic], self.code_critic_update),
         ]
 
-    def encoder_generator_turn(self, images: torch.Tensor) -> torch.Tensor:
+    def encoder_generator_update(self, images: torch.Tensor) -> torch.Tensor:
         codes = self.encoder(images)
         reconstructions = self.decoder(codes)
         samples = self.decoder(self.decoder.draw_latents(len(images)))
         scores = self.code_critic(codes), self.critic(reconstructions), self.critic(samples)
         return encoder_generator_loss(images, reconstructions, *scores)
 
-    def code_critic_turn(self, images: torch.Tensor) -> torch.Tensor:
+    def code_critic_update(self, images: torch.Tensor) -> torch.Tensor:
         codes, latents = self.encoder(images), self.decoder.draw_latents(len(images))
         penalty = gradient_penalty(self.code_critic, latents, codes)
         return wgan.critic_loss(self.code_critic(latents), self.code_critic(codes)) + self.PENALTY_WEIGHT * penalty

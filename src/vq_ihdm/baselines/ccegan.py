@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from ..training.adversarial import Turn
 from .alphawgan import AutoEncodingWGAN
+from .updates import Update
 
 
 class CCEGAN(AutoEncodingWGAN):
@@ -14,21 +14,21 @@ class CCEGAN(AutoEncodingWGAN):
     code the encoder learns from the generator's loss too.
     """
 
-    def turns(self) -> list[Turn]:
+    def updates(self) -> list[Update]:
         return [
-            Turn("generator", [self.encoder, self.decoder], self.generator_turn),
-            Turn("encoder", [self.encoder], self.encoder_turn),
-            Turn("critic", [self.critic], self.critic_turn, repeats=3),
+            Update("generator", [self.encoder, self.decoder], self.generator_update),
+            Update("encoder", [self.encoder], self.encoder_update),
+            Update("critic", [self.critic], self.critic_update, repeats=3),
         ]
 
-    def generator_turn(self, images: torch.Tensor) -> torch.Tensor:
+    def generator_update(self, images: torch.Tensor) -> torch.Tensor:
         codes, latents = self.encoder(images), self.decoder.draw_latents(len(images))
         reconstructions, samples = self.decoder(codes), self.decoder(latents)
         scores = self.critic(reconstructions), self.critic(samples)
         cycles = (codes, self.encoder(reconstructions)), (latents, self.encoder(samples))
         return generator_loss(images, reconstructions, *scores, *cycles)
 
-    def encoder_turn(self, images: torch.Tensor) -> torch.Tensor:
+    def encoder_update(self, images: torch.Tensor) -> torch.Tensor:
         codes, latents = self.encoder(images), self.decoder.draw_latents(len(images))
         # As released: the points are the latent dimensions, with one coordinate an image. A batch of 4 would be too
         # few points for transport in 1000 dimensions, while 1000 points in 4 dimensions tell their distribution.

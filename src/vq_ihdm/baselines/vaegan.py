@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..training.adversarial import Turn
 from .stacks import CHANNELS, FACTOR, LatentDecoder, downsampling_stack, full_grid_encoder
+from .updates import Update
 
 
 class VAEGAN(nn.Module):
@@ -24,24 +24,24 @@ class VAEGAN(nn.Module):
         self.decoder = LatentDecoder(height, width, latent_dim)
         self.discriminator = full_grid_encoder(height, width, 1)  # logits: the sigmoid is part of the loss
 
-    def turns(self) -> list[Turn]:
+    def updates(self) -> list[Update]:
         return [
-            Turn("discriminator", [self.discriminator], self.discriminator_turn),
-            Turn("generator", [self.decoder], self.generator_turn),
-            Turn("encoder", [self.encoder], self.encoder_turn),
+            Update("discriminator", [self.discriminator], self.discriminator_update),
+            Update("generator", [self.decoder], self.generator_update),
+            Update("encoder", [self.encoder], self.encoder_update),
         ]
 
-    def discriminator_turn(self, images: torch.Tensor) -> torch.Tensor:
+    def discriminator_update(self, images: torch.Tensor) -> torch.Tensor:
         reconstructions = self.decoder(sample_gaussian(*self.encoder(images)))
         samples = self.decoder(self.decoder.draw_latents(len(images)))
         return discriminator_loss(*map(self.discriminator, (images, reconstructions, samples)))
 
-    def generator_turn(self, images: torch.Tensor) -> torch.Tensor:
+    def generator_update(self, images: torch.Tensor) -> torch.Tensor:
         reconstructions = self.decoder(sample_gaussian(*self.encoder(images)))
         samples = self.decoder(self.decoder.draw_latents(len(images)))
         return generator_loss(images, reconstructions, *map(self.discriminator, (images, reconstructions, samples)))
 
-    def encoder_turn(self, images: torch.Tensor) -> torch.Tensor:
+    def encoder_update(self, images: torch.Tensor) -> torch.Tensor:
         mean, log_variance = self.encoder(images)
         reconstructions = self.decoder(sample_gaussian(mean, log_variance))
         return encoder_loss(images, reconstructions, mean, log_variance)

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from ..training.adversarial import Turn
 from .stacks import CHANNELS, LatentDecoder, downsampling_stack
+from .updates import Update
 
 
 class WGAN(nn.Module):
@@ -28,19 +28,19 @@ class WGAN(nn.Module):
             downsampling_stack(), nn.Conv2d(CHANNELS[-1], 1, 4, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
         )
 
-    def turns(self) -> list[Turn]:
+    def updates(self) -> list[Update]:
         critic_steps, generator_steps = (1, 5) if self.released else (5, 1)
         return [
-            Turn("critic", [self.critic], self.critic_turn, critic_steps),
-            Turn("generator", [self.decoder], self.generator_turn, generator_steps),
+            Update("critic", [self.critic], self.critic_update, critic_steps),
+            Update("generator", [self.decoder], self.generator_update, generator_steps),
         ]
 
-    def critic_turn(self, images: torch.Tensor) -> torch.Tensor:
+    def critic_update(self, images: torch.Tensor) -> torch.Tensor:
         samples = self.decoder(self.decoder.draw_latents(len(images)))
         penalty = gradient_penalty(self.critic, images, samples, per_pixel=self.released)
         return critic_loss(self.critic(images), self.critic(samples)) + self.PENALTY_WEIGHT * penalty
 
-    def generator_turn(self, images: torch.Tensor) -> torch.Tensor:
+    def generator_update(self, images: torch.Tensor) -> torch.Tensor:
         samples = self.decoder(self.decoder.draw_latents(len(images)))
         return generator_loss(self.critic(samples))
 

@@ -5,16 +5,47 @@ import json
 from pathlib import Path
 
 import torch
-from datasets import Dataset, Image
+from accelerate import Accelerator
+from datasets import Dataset, DatasetDict, Image
 from diffusers import VQModel
 from huggingface_hub.constants import HF_HOME
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from ..files import replacing
-from .images import SliceTensors
+from ..vqgan.model import downsampling_factor, load_vq_model
+from .images import SliceTensors, check_image_size
 
 CACHE = Path(HF_HOME) / "vq_ihdm" / "tokens"
+
+
+def load_tokens(
+    vqvae_path: str, splits: DatasetDict, source: str, random_flip: bool, accelerator: Accelerator
+) -> tuple[VQModel, torch.LongTensor, torch.LongTensor]:
+    """The VQGAN, and the data set as its codes.
+
+    Args:
+        source: where the set comes from, for messages.
+        random_flip: of each training slice its mirror image too.
+
+    Returns:
+        the VQModel on the accelerator's device; training codes (N, V, h, w) on the CPU, V = 2 views of each slice
+        with `random_flip`, else 1; held-out codes (M, h, w) on the device.
+
+    Raises:
+        InputError: no VQModel, or images of a size it does not take.
+    """
+    vqvae = load_vq_model(vqvae_path).to(accelerator.device)
+    check_image_size(splits["train"], source, downsampling_factor(vqvae))
+    with accelerator.main_process_first():  # the first one fills the cache for all
+        train_codes = encode_split(vqvae, splits["train"], mirrored=random_flip)
+        held_out_codes = encode_split(vqvae, splits["validation"], mirrored=False).to(accelerator.device)
+    return vqvae, train_codes if random_flip else train_codes[:, None], held_out_codes
+
+
+def draw_views(train_codes: torch.LongTensor, indices: list[int]) -> torch.LongTensor:
+    """The slices with the given indices, each as it is or mirrored: (N, V, h, w) codes -> (B, h, w)."""
+    return train_codes[indices, torch.randint(train_codes.shape[1], (len(indices),))]
 
 
 @torch.no_grad()

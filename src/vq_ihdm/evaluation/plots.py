@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..training.pictures import contact_sheet
+from ..pictures import contact_sheet
 from .anatomy import MEASURES
 
 GENERATED, TRAINING, HELD_OUT = "#d1495b", "#00798c", "#5c6370"

@@ -1,17 +1,37 @@
 """The last step of a train script: a saved pipeline gets its record, its pictures and its card."""
 
 import argparse
+import json
 from pathlib import Path
 
 from datasets import DatasetDict
 
+from ..data.slices import spread_slices
+from ..files import replacing
+from ..pictures import reconstruction_sheet, sample_sheet, save_picture
 from ..pipelines.slice_pipeline import SlicePipeline
 from ..pipelines.token_pipeline import TokenPipeline
-from ..training.pictures import reconstruction_sheet, sample_sheet, save_picture
-from ..training.slices import spread_slices
 from .audit_index import write_audit_index
 from .card import write_card
+from .publishing import push
 from .record import data_facts, read_record, stage_record, write_record
+
+
+def save_trained_pipeline(
+    pipeline: SlicePipeline,
+    args: argparse.Namespace,
+    metrics: dict[str, float],
+    splits: DatasetDict,
+) -> None:
+    """The end of a train script: `pipeline/` with its record and card, `metrics.json`, and on the Hub if asked for."""
+    output_dir = Path(args.output_dir)
+    with replacing(output_dir / "pipeline") as temporary:
+        pipeline.to("cpu").save_pretrained(temporary)
+        describe(temporary, pipeline, args, metrics, splits)
+    (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    print(f"the pipeline is in {output_dir / 'pipeline'}")
+    if args.push_to_hub:
+        push(output_dir / "pipeline", args)
 
 
 def describe(

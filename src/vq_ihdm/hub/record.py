@@ -35,7 +35,7 @@ from ..data.cards import OWN
 RECORD = "training.json"
 DATA_FACTS = "vq_ihdm.json"
 # Of the flags whose value is text only these name a method; any other may be a path or an account.
-METHODS = ("lr_scheduler", "mixed_precision", "model", "perceptual", "prior", "reveal_order", "train_sigmas")
+METHODS = ("lr_scheduler", "mixed_precision", "model", "perceptual", "prior")
 
 
 def data_facts(dataset_name: str | None, splits: DatasetDict) -> dict[str, Any]:

@@ -8,20 +8,12 @@ from pathlib import Path
 
 import yaml
 
+from ..arguments import non_negative_int, positive_float, positive_int, seed_int, share_below_one
 from ..errors import InputError
 from ..files import replacing
 
-PRESETS = Path("configs")
 # Those of diffusers.optimization that need no more than the numbers of steps.
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
-
-
-def positive(text: str) -> int:
-    """The type of a flag that counts something."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no positive number")
-    return number
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,29 +22,74 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dataset_name", help="a set built by dataset_scripts/ (local folder) or one on the Hub")
     add("--train_data_dir", help="instead: a folder of images with a metadata.csv (file_name, subject)")
     add("--output_dir", required=True)
-    add("--seed", type=int, default=0)
+    add("--seed", type=seed_int, default=0)
     add("--random_flip", action=argparse.BooleanOptionalAction, default=True, help="mirror left and right")
-    add("--max_train_steps", type=positive)
-    add("--max_train_images", type=positive, help="end earlier, when so many images were seen")
-    add("--max_train_minutes", type=float, help="end earlier, after so long; a resumed run counts its earlier time")
-    add("--train_batch_size", type=positive, help="per process")
-    add("--gradient_accumulation_steps", type=positive, default=1)
-    add("--learning_rate", type=float, default=1e-4)
+    add("--max_train_steps", type=positive_int)
+    add("--max_train_images", type=positive_int, help="end earlier, when so many images were seen")
+    add(
+        "--max_train_minutes",
+        type=positive_float,
+        help="end earlier, after so long; a resumed run counts its earlier time",
+    )
+    add("--train_batch_size", type=positive_int, help="per process")
+    add("--gradient_accumulation_steps", type=positive_int, help="by default what `accelerate launch` says, or 1")
+    add("--learning_rate", type=positive_float, default=1e-4)
     add("--lr_scheduler", choices=LR_SCHEDULERS, default="constant_with_warmup")
-    add("--lr_warmup_steps", type=int, default=30_000)
-    add("--lr_decay_steps", type=int, default=0, help="the last so many steps take the learning rate down to zero")
-    add("--max_grad_norm", type=float, default=1.0)
-    add("--ema_decay", type=float, default=0.999)
-    add("--mixed_precision", choices=["no", "fp16", "bf16"], default="no")
-    add("--checkpointing_steps", type=positive, default=5_000)
-    add("--checkpoints_total_limit", type=positive, default=2)
+    add("--lr_warmup_steps", type=non_negative_int, default=30_000)
+    add(
+        "--lr_decay_steps",
+        type=non_negative_int,
+        default=0,
+        help="the last so many steps take the learning rate down to zero",
+    )
+    add("--max_grad_norm", type=positive_float, default=1.0)
+    add("--ema_decay", type=share_below_one, default=0.999)
+    add("--mixed_precision", choices=["no", "fp16", "bf16"], help="by default what `accelerate launch` says")
+    add("--checkpointing_steps", type=positive_int, default=5_000)
+    add("--checkpoints_total_limit", type=positive_int, default=2)
     add("--resume_from_checkpoint", help="a checkpoint folder, or 'latest'")
-    add("--validation_steps", type=positive, default=5_000)
+    add("--validation_steps", type=positive_int, default=5_000)
     add("--report_to", choices=["tensorboard", "trackio", "wandb", "none"], default="tensorboard")
+    add("--tracker_project_name", help="by default the name of what is trained")
+    add("--logging_dir", help="by default logs/ in --output_dir")
     add("--push_to_hub", action="store_true", help="publish the result when it is complete")
     add("--hub_model_id", help="account/name of the repository; by default the name of --output_dir")
     add("--hub_private_repo", action=argparse.BooleanOptionalAction, default=True)
     add("--allow_unevaluated", action="store_true", help="with --push_to_hub: there is no evaluation yet")
+
+
+def add_transformer_arguments(parser: argparse.ArgumentParser) -> None:
+    """The tokenizer and the size of a transformer over its codes; the defaults are the paper's."""
+    add = parser.add_argument
+    add("--vqvae", required=True, help="the VQModel of stage 1: a folder or a Hub id")
+    add("--hidden_size", type=positive_int, default=512)
+    add("--num_hidden_layers", type=positive_int, default=24)
+    add("--num_attention_heads", type=positive_int, default=8)
+    add("--dropout", type=share_below_one, default=0.1)
+
+
+def add_prior_arguments(parser: argparse.ArgumentParser) -> None:
+    """The blurry prior; `check_prior_arguments` belongs to them."""
+    add = parser.add_argument
+    add("--prior", choices=["mixture", "slice", "images"], default="mixture")
+    add("--prior_rank", type=positive_int, default=128)
+    add("--prior_components", type=positive_int, default=8)
+    add("--allow_training_image_prior", action="store_true", help="save a prior of kind 'images' all the same")
+
+
+def check_prior_arguments(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        InputError: the pipeline would hold blurred training slices and that was not explicitly allowed, or the
+            blur widths run backwards.
+    """
+    if args.prior == "images" and not args.allow_training_image_prior:
+        raise InputError(
+            "--prior images would save blurred scans of the training subjects inside the pipeline; use "
+            "--prior mixture, or add --allow_training_image_prior if the data may be passed on"
+        )
+    if args.sigma_min > args.sigma_max:
+        raise InputError(f"--sigma_min {args.sigma_min} lies above --sigma_max {args.sigma_max}; swap them")
 
 
 def parse_args(parser: argparse.ArgumentParser, section: str, argv: list[str] | None = None) -> argparse.Namespace:
@@ -69,7 +106,7 @@ def parse_args(parser: argparse.ArgumentParser, section: str, argv: list[str] | 
             publish what nobody has evaluated, which is better said before the training than after it.
     """
     parser.add_argument(
-        "--config", help=f"a preset's name (a file of {PRESETS}/) or a YAML file; flags override what it says"
+        "--config", help="a preset's name (a file in configs/) or a YAML file; flags override what it says"
     )
     argv = sys.argv[1:] if argv is None else argv
     path = parser.parse_known_args(argv)[0].config
@@ -102,13 +139,14 @@ def _as_flag(key: str, value: object) -> list[str]:
 
 
 def _read_section(path: str, section: str) -> dict:
-    file = Path(path) if Path(path).suffix in (".yaml", ".yml") else PRESETS / f"{path}.yaml"
+    presets_folder = Path(sys.argv[0]).parent / "configs"  # beside the script, wherever it is called from
+    file = Path(path) if Path(path).suffix in (".yaml", ".yml") else presets_folder / f"{path}.yaml"
     if not file.is_file():
-        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+        known = ", ".join(sorted(p.stem for p in presets_folder.glob("*.yaml")))
         raise InputError(f"there is no preset {file}; the presets are {known}")
     try:
         presets = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is no valid YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(presets, dict) or not isinstance(presets.get(section), dict):
         raise InputError(f"{file} has no section '{section}'; write the flags of this script under it")

@@ -26,6 +26,17 @@ def normalize_codebook(embedding: nn.Embedding) -> None:
     embedding.weight.copy_(F.normalize(embedding.weight, dim=1))
 
 
+@torch.no_grad()
+def init_codebook(embedding: nn.Embedding, latents: torch.Tensor, normalized: bool) -> None:
+    """Put the codes (K, D) on encoder outputs (B, D, h, w); the first process draws for all.
+
+    The default, +-1/K around the origin, would leave all but a few codes without a single neighbour.
+    """
+    embedding.weight.copy_(broadcast(draw_codes(code_vectors(latents), len(embedding.weight))))
+    if normalized:
+        normalize_codebook(embedding)
+
+
 class CodeUsage:
     """Counts how often each code was used. One batch says little: count over an epoch."""
 

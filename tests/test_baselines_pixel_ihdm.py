@@ -9,12 +9,12 @@ import torch
 from conftest import run_script
 from diffusers import DiffusionPipeline
 
-from vq_ihdm import IHDMPipeline, load_pipeline
-from vq_ihdm.baselines.ihdm import InverseHeatScheduler, create_unet, inverse_heat_loss
+from vq_ihdm import PixelIHDMPipeline, load_pipeline
+from vq_ihdm.baselines.pixel_ihdm import InverseHeatScheduler, create_unet, inverse_heat_loss
 from vq_ihdm.data.images import SliceTensors, load_slices
+from vq_ihdm.data.slices import draw_slices, spread_slices
 from vq_ihdm.fit_prior import fit_prior
 from vq_ihdm.heat import blur
-from vq_ihdm.training.slices import draw_slices, spread_slices
 
 K = 10
 
@@ -30,10 +30,10 @@ def images() -> torch.Tensor:
 
 
 @pytest.fixture
-def ihdm(scheduler, images) -> IHDMPipeline:
+def ihdm(scheduler, images) -> PixelIHDMPipeline:
     torch.manual_seed(0)
     prior = fit_prior(images, sigma=8.0, kind="images")
-    return IHDMPipeline(create_unet(16, 16, [8, 8, 8], 1, 4).eval(), prior, scheduler)
+    return PixelIHDMPipeline(create_unet(16, 16, [8, 8, 8], 1, 4).eval(), prior, scheduler)
 
 
 def draw(pipeline: DiffusionPipeline, **arguments):
@@ -104,7 +104,7 @@ def test_saved_and_loaded_with_and_without_the_package(ihdm, tmp_path, monkeypat
     ihdm.prior.allow_saving_images = True
     ihdm.save_pretrained(tmp_path)
     loaded = load_pipeline(tmp_path)
-    assert type(loaded) is IHDMPipeline
+    assert type(loaded) is PixelIHDMPipeline
     assert torch.equal(loaded.scheduler.sigmas, ihdm.scheduler.sigmas)
     for (name, saved), again in zip(ihdm.unet.state_dict().items(), loaded.unet.state_dict().values(), strict=True):
         assert torch.equal(saved, again), name
@@ -112,7 +112,7 @@ def test_saved_and_loaded_with_and_without_the_package(ihdm, tmp_path, monkeypat
 
     monkeypatch.setitem(sys.modules, "vq_ihdm", None)  # importing it fails from here on
     remote = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
-    assert not isinstance(remote, IHDMPipeline)
+    assert not isinstance(remote, PixelIHDMPipeline)
     assert (draw(remote) == draw(ihdm)).all()
 
 
@@ -151,7 +151,7 @@ def test_slices_are_mirrored_in_half_of_the_draws(template_set):
 
 
 FLAGS = [
-    "--model", "ihdm", "--block_out_channels", 8, 8, 8, "--layers_per_block", 1, "--norm_num_groups", 4,
+    "--model", "pixel_ihdm", "--block_out_channels", 8, 8, 8, "--layers_per_block", 1, "--norm_num_groups", 4,
     "--num_train_timesteps", 4, "--sigma_max", 16, "--max_train_steps", 4, "--train_batch_size", 4,
     "--lr_warmup_steps", 0, "--checkpointing_steps", 2, "--validation_steps", 2, "--report_to", "none",
 ]  # fmt: skip

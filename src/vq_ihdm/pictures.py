@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from ..data.images import tensor_to_uint8
-from ..files import replacing
+from .data.images import tensor_to_uint8
+from .files import replacing
 
 
 def contact_sheet(images: np.ndarray, columns: int, margin: int = 2) -> Image.Image:

@@ -4,12 +4,12 @@ import torch
 from diffusers import ImagePipelineOutput, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..baselines.ihdm import InverseHeatScheduler
+from ..baselines.pixel_ihdm import InverseHeatScheduler
 from ..prior import BlurryPrior
 from .slice_pipeline import SlicePipeline
 
 
-class IHDMPipeline(SlicePipeline):
+class PixelIHDMPipeline(SlicePipeline):
     """Draws slices by deblurring a draw from the prior step by step (Rissanen et al., 2023).
 
     Args:

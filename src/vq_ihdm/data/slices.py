@@ -3,7 +3,7 @@
 import torch
 from datasets import Dataset
 
-from ..data.images import SliceTensors
+from .images import SliceTensors
 
 
 def draw_slices(train_set: SliceTensors, indices: list[int], random_flip: bool) -> torch.Tensor:

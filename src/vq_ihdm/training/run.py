@@ -1,0 +1,273 @@
+"""A training run that its script iterates over: the script shows the step, the run does what surrounds it."""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from diffusers.optimization import get_scheduler
+from PIL import Image
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from tqdm.auto import tqdm
+
+from ..errors import InputError
+from ..files import replacing
+from ..pictures import log_picture, save_picture
+from .batches import batch_order
+from .checkpoints import Checkpointer, Stateful
+from .config import save_args
+from .ema import EMA
+from .interruption import INTERRUPTED, Interruption
+
+
+class TrainingRun:
+    """Steps up to the budget or an interruption, with exact resume, checkpoints, validation and trackers.
+
+        run = TrainingRun(args, accelerator, "denoiser", len(train_codes), parts, ema)
+        for step in run:                    # how many were done before: 0, 1, ...
+            for indices in run.batches():   # of the examples of this step, a list for each accumulated gradient
+                ...
+            run.log(loss=loss)              # ends the step
+            if run.validation_due:
+                run.keep(*validate(ema.module))
+
+    The budget is --max_train_steps or, where they end it earlier, --max_train_images and --max_train_minutes. The run
+    leaves in --output_dir `checkpoint-<step>/`, `best/` and `last/` (averaged networks with their `metrics.json`), the
+    pictures of the last validation, `config.json` and `logs/`.
+
+    Args:
+        args: the effective configuration: the shared flags of `add_training_arguments`.
+        name: of the progress bar, and of the project in the trackers unless --tracker_project_name says another.
+        num_examples: size of the training set.
+        parts: everything with a state that a resumed run needs, by name; networks unwrapped.
+        ema: one of them, the average of the network that is validated and kept; it has `save_pretrained`.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        accelerator: Accelerator,
+        name: str,
+        num_examples: int,
+        parts: dict[str, Stateful],
+        ema: EMA,
+    ):
+        self.args, self.accelerator, self.name, self.ema = args, accelerator, name, ema
+        self.num_examples = num_examples
+        self.output_dir = Path(args.output_dir)
+        self.best_folder = self.output_dir / "best"
+        self.step = 0
+        self.batches_seen = 0  # of one process
+        self.best: dict[str, float] | None = None  # metrics of best/, the first of which decides
+        self.seconds_before, self.started = 0.0, time.monotonic()
+        self.checkpointer = Checkpointer(
+            accelerator, self.output_dir, parts | {"run": self}, vars(args), args.checkpoints_total_limit
+        )
+
+    # ---- what a script uses -----------------------------------------------------------------------------------
+    def __iter__(self) -> Iterator[int]:
+        """
+        Raises:
+            SystemExit: with the code `INTERRUPTED`, when the run was interrupted and its checkpoint is saved.
+        """
+        args, accelerator = self.args, self.accelerator
+        self.step = self.checkpointer.resume(args.resume_from_checkpoint)
+        interruption = Interruption()
+        if accelerator.is_main_process:
+            save_args(args, self.output_dir / "config.json")
+            _start_trackers(args, accelerator, self.name)
+        self.order = batch_order(
+            self.num_examples,
+            args.train_batch_size,
+            args.seed,
+            self.batches_seen,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        self.progress = tqdm(
+            total=args.max_train_steps if args.max_train_minutes is None else None,
+            initial=self.step,
+            desc=self.name,
+            disable=not accelerator.is_local_main_process,
+        )
+        self.is_last = self.step > 0 and self._is_finished()
+        while not self.is_last:
+            yield self.step
+            stop = self._any_process(interruption.requested)
+            if self.step % args.checkpointing_steps == 0 or self.is_last or stop:
+                folder = self.checkpointer.save(self.step)
+                if stop and not self.is_last:
+                    self._end()
+                    accelerator.print(
+                        f"interrupted at step {self.step}: {folder} is saved; go on with "
+                        "--resume_from_checkpoint latest"
+                    )
+                    raise SystemExit(INTERRUPTED)
+        self._end()
+
+    def batches(self) -> Iterator[list[int]]:
+        """This process's examples of one optimizer step, a list of indices for each gradient to accumulate."""
+        for _ in range(self.args.gradient_accumulation_steps):
+            self.batches_seen += 1
+            yield next(self.order)
+
+    def log(self, **values: torch.Tensor | float) -> None:
+        """End a step, with what is to be logged of it: losses, rates, counts.
+
+        Raises:
+            InputError: one of them is NaN or infinite; the last checkpoint stays as it is.
+        """
+        self.step += 1
+        figures = {name: torch.as_tensor(value).item() for name, value in values.items()}
+        check_finite(figures, self.step)
+        self.accelerator.log({f"train/{name}": figure for name, figure in figures.items()}, step=self.step)
+        self.progress.update()
+        self.progress.set_postfix({name: f"{figure:.3g}" for name, figure in figures.items() if name != "lr"})
+        self.is_last = self._is_finished()
+
+    @property
+    def validation_due(self) -> bool:
+        """Whether this process is to measure the averaged network after this step: the first one does for all."""
+        due = self.step % self.args.validation_steps == 0 or self.is_last
+        return due and self.accelerator.is_main_process
+
+    def keep(self, metrics: dict[str, float], pictures: dict[str, Image.Image]) -> None:
+        """Log a validation, and keep the averaged network where it is the best so far, or the last.
+
+        Args:
+            metrics: held-out measures by name, the lower the better; the first decides which network is the best.
+            pictures: by name.
+        """
+        self.progress.write(f"step {self.step}: " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
+        self.accelerator.log({f"validation/{key}": value for key, value in metrics.items()}, step=self.step)
+        for key, picture in pictures.items():
+            save_picture(picture, self.output_dir / f"{key}.png")
+            log_picture(self.accelerator, f"validation/{key}", picture, self.step)
+        measure = next(iter(metrics))
+        metrics = metrics | {"step": self.step, "images_seen": self.images_seen, "seconds": self.seconds}
+        if self.best is None or metrics[measure] < self.best[measure]:
+            self.best = metrics
+            self._save_network(self.best_folder, metrics)
+        if self.is_last:
+            self._save_network(self.output_dir / "last", metrics)
+
+    # ---- state ------------------------------------------------------------------------------------------------
+    @property
+    def images_seen(self) -> int:
+        """By all processes together."""
+        return self.batches_seen * self.args.train_batch_size * self.accelerator.num_processes
+
+    @property
+    def seconds(self) -> float:
+        """Of training, over all the sessions of the run."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def state_dict(self) -> dict:
+        return {"batches_seen": self.batches_seen, "seconds": self.seconds, "best": self.best}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.batches_seen, self.best = state["batches_seen"], state["best"]
+        self.seconds_before, self.started = state["seconds"], time.monotonic()
+
+    # ---- inside -----------------------------------------------------------------------------------------------
+    def _is_finished(self) -> bool:
+        args = self.args
+        if self.step >= args.max_train_steps:
+            return True
+        if args.max_train_images is not None and self.images_seen >= args.max_train_images:
+            return True
+        if args.max_train_minutes is None:
+            return False
+        return self._any_process(self.seconds >= 60 * args.max_train_minutes)
+
+    def _any_process(self, asked: bool) -> bool:
+        """Whether one of the processes asks for something that all of them must do at the same step."""
+        if self.accelerator.num_processes == 1:
+            return asked
+        asked_by = self.accelerator.reduce(torch.tensor(float(asked), device=self.accelerator.device), "sum")
+        return bool(asked_by.item() > 0)
+
+    def _save_network(self, folder: Path, metrics: dict[str, float]) -> None:
+        with replacing(folder) as temporary:
+            self.ema.module.save_pretrained(temporary)
+            (temporary / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+
+    def _end(self) -> None:
+        self.progress.close()
+        self.accelerator.end_training()
+
+
+def make_accelerator(args: argparse.Namespace) -> Accelerator:
+    """The accelerator the shared flags ask for; what they leave open `accelerate launch` decides.
+
+    `args.mixed_precision` and `args.gradient_accumulation_steps` then hold what is used.
+
+    Raises:
+        InputError: the tracker's package is not installed (`accelerate` would go on without pictures and curves), or
+            the launcher asks for FSDP or DeepSpeed, which split the networks that a checkpoint here holds whole.
+    """
+    if args.report_to != "none" and find_spec(args.report_to) is None:
+        raise InputError(f"--report_to {args.report_to} needs that package: pip install {args.report_to}")
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        gradient_accumulation_steps=args.gradient_accumulation_steps or 1,
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_dir=args.logging_dir or Path(args.output_dir) / "logs",
+    )
+    if args.gradient_accumulation_steps is not None:  # `accelerate` takes the launcher's word over an argument
+        accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
+    args.mixed_precision = accelerator.mixed_precision
+    args.gradient_accumulation_steps = accelerator.gradient_accumulation_steps
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise InputError(
+            f"{accelerator.distributed_type.value} is not supported; launch with --multi_gpu: each network fits one GPU"
+        )
+    return accelerator
+
+
+def make_scheduler(args: argparse.Namespace, optimizer: torch.optim.Optimizer) -> LRScheduler:
+    """The schedule of the learning rate the shared flags ask for."""
+    shape = get_scheduler(
+        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
+    ).lr_lambdas[0]
+
+    def rate(step: int) -> float:
+        left = args.max_train_steps - step
+        return shape(step) * (min(1.0, left / args.lr_decay_steps) if args.lr_decay_steps else 1.0)
+
+    return LambdaLR(optimizer, rate)
+
+
+def check_finite(figures: dict[str, float], step: int) -> None:
+    """Stop before a checkpoint is overwritten by a run that has diverged.
+
+    Raises:
+        InputError: a figure is NaN or infinite.
+    """
+    for name, value in figures.items():
+        if not abs(value) < float("inf"):
+            raise InputError(
+                f"{name} became {value} at step {step}; the last checkpoint is intact: resume from it with a lower "
+                "--learning_rate, or without --mixed_precision"
+            )
+
+
+def _start_trackers(args: argparse.Namespace, accelerator: Accelerator, name: str) -> None:
+    """Hand the trackers the settings, lists as text: TensorBoard takes numbers, booleans and text."""
+    settings = {
+        key: value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in vars(args).items()
+        if value is not None
+    }
+    accelerator.init_trackers(args.tracker_project_name or name, settings)
+
+
+def trainable(network: nn.Module) -> list[nn.Parameter]:
+    """The parameters that an optimizer is given."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]

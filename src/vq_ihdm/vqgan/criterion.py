@@ -1,0 +1,66 @@
+"""What a reconstruction is told: the gradient of L1 + w_p LPIPS + lambda w_d L_GAN with respect to its pixels."""
+
+import torch
+from torch import nn
+
+from .discriminator import PatchDiscriminator, diff_augment
+from .losses import adaptive_weight, hinge_loss_generator
+from .perceptual import PerceptualLoss
+from .windows import crop, draw_windows
+
+
+class Criterion:
+    """The losses of a VQGAN's reconstruction, each differentiated once, down to the pixels.
+
+    Args:
+        discriminator: unwrapped: no gradient is worked out for it here. A `PatchDiscriminator` judges augmented pixels,
+            a `ProjectedDiscriminator` the features of `perceptual`.
+        last_layer: of the decoder, where the adaptive weight lambda compares both gradients.
+        perceptual: LPIPS, or None to do without.
+        window_size: side of the window of each image that `perceptual` sees, in pixels.
+        perceptual_weight, disc_weight: w_p and w_d.
+    """
+
+    def __init__(
+        self,
+        discriminator: nn.Module,
+        last_layer: nn.Conv2d,
+        perceptual: PerceptualLoss | None,
+        window_size: int,
+        perceptual_weight: float,
+        disc_weight: float,
+    ):
+        self.discriminator, self.last_layer, self.perceptual = discriminator, last_layer, perceptual
+        self.window_size, self.perceptual_weight, self.disc_weight = window_size, perceptual_weight, disc_weight
+        last_layer.register_forward_pre_hook(lambda _, inputs: setattr(self, "last_input", inputs[0].detach()))
+
+    def __call__(
+        self, images: torch.Tensor, output: torch.Tensor, adversarial: bool
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+        """
+        Args:
+            images: (B, 1, H, W) in [-1, 1].
+            output: their reconstructions, a leaf that requires its gradient.
+            adversarial: whether the discriminator's loss takes part.
+
+        Returns:
+            the gradient (B, 1, H, W); the losses by name; and what the discriminator judges, of images and of output.
+        """
+        losses = {"l1": (images - output).abs().mean()}
+        reconstruction_loss = losses["l1"]
+        if self.perceptual is not None:
+            windows = draw_windows(len(images), images.shape[-2:], self.window_size, images.device)
+            with torch.no_grad():
+                real = self.perceptual.features(crop(images, windows))
+            fake = self.perceptual.features(crop(output, windows))
+            losses["lpips"] = self.perceptual.distance(real, fake)
+            reconstruction_loss = reconstruction_loss + self.perceptual_weight * losses["lpips"]
+        (gradient,) = torch.autograd.grad(reconstruction_loss, output, retain_graph=True)
+        if isinstance(self.discriminator, PatchDiscriminator):
+            real, fake = [diff_augment(images)], [diff_augment(output)]
+        if adversarial:
+            losses["gan"] = hinge_loss_generator(self.discriminator(fake))
+            (adversarial_gradient,) = torch.autograd.grad(losses["gan"], output)
+            losses["lambda"] = adaptive_weight(gradient, adversarial_gradient, self.last_input, self.last_layer.weight)
+            gradient = gradient + self.disc_weight * losses["lambda"] * adversarial_gradient
+        return gradient, losses, real, fake
