@@ -57,7 +57,7 @@ def test_revealed_positions_are_sharp_and_do_not_count(z_0):
 def test_share_of_examples_with_revealed_codes_and_of_codes_in_them():
     """Times are uniform: the mean of sin(pi t / 2) is 2 / pi."""
     torch.manual_seed(0)
-    known = draw_known(torch.Size((4000, HEIGHT, WIDTH)), 0.25, torch.device("cpu"))
+    known = draw_known(torch.Size((2000, 40, 40)), 0.25, torch.device("cpu"))
     some = known.flatten(1).any(1)
     assert some.float().mean().item() == pytest.approx(0.25, abs=0.03)
     assert (~known[some]).float().mean().item() == pytest.approx(2 / math.pi, abs=0.03)
