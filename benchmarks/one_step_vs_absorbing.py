@@ -134,11 +134,11 @@ def sample(system: System, pipe, tokens: torch.Tensor, held_out_codes: torch.Ten
             pipe.scheduler.register_to_config(delta=system.delta)
         if system.prior == "truth":
             picks = torch.linspace(0, len(held_out_codes) - 1, args.num_images).long()
-            sharp = pipe.code_embeddings(held_out_codes[picks])
+            sharp = pipe.embed_codes(held_out_codes[picks])
             noise = torch.randn(sharp.shape, generator=torch.Generator().manual_seed(args.seed))
             arguments["sample"] = blur(sharp, pipe.prior.sigma) + pipe.scheduler.config.delta * noise
         elif system.prior is not None:
-            pipe.prior = fit_prior(pipe.code_embeddings(tokens), pipe.prior.sigma, **system.prior)
+            pipe.prior = fit_prior(pipe.embed_codes(tokens), pipe.prior.sigma, **system.prior)
     return draw_images(pipe, args.num_images, args.seed, **arguments)
 
 

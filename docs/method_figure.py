@@ -26,7 +26,7 @@ def main() -> None:
 
     image = pipe(1, generator=torch.Generator().manual_seed(args.seed), output_type="pt").images
     code_indices = pipe.encode_images(image * 2 - 1)
-    sharp = pipe.code_embeddings(code_indices)
+    sharp = pipe.embed_codes(code_indices)
     sigma_T = pipe.prior.sigma
     sigmas = [s for s in (0.5, 1.0, 2.0) if s < sigma_T]
     final = blur(sharp, sigma_T) + pipe.scheduler.config.delta * torch.randn(

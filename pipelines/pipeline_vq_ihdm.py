@@ -41,7 +41,7 @@ class VQIHDMPipeline(TokenPipeline):
         super().__init__()
         self.register_modules(vqvae=vqvae, denoiser=denoiser, prior=prior, scheduler=scheduler)
 
-    def code_embeddings(self, code_indices: torch.LongTensor) -> torch.Tensor:
+    def embed_codes(self, code_indices: torch.LongTensor) -> torch.Tensor:
         """(B, h, w) code indices -> (B, D, h, w) standardised embeddings e_0."""
         return self.denoiser.embed_codes(code_indices)
 

@@ -3,26 +3,20 @@
 import torch
 from diffusers import ImagePipelineOutput
 
+from ..code_indices import decode_codes, encode_images
 from .slice_pipeline import SlicePipeline
 
 
 class TokenPipeline(SlicePipeline):
     """Base of the pipelines with a `vqvae`."""
 
-    @torch.no_grad()
     def encode_images(self, images: torch.Tensor) -> torch.LongTensor:
         """(B, 1, H, W) in [-1, 1] -> (B, h, w) code indices."""
-        latents = self.vqvae.encode(images.to(self._execution_device, self.vqvae.dtype)).latents
-        batch, _, height, width = latents.shape
-        return self.vqvae.quantize(latents)[2][2].view(batch, height, width)
+        return encode_images(self.vqvae, images.to(self._execution_device, self.vqvae.dtype))
 
-    @torch.no_grad()
     def decode_codes(self, code_indices: torch.LongTensor) -> torch.Tensor:
         """(B, h, w) code indices -> (B, 1, H, W), about [-1, 1]."""
-        shape = (*code_indices.shape, self.vqvae.config.vq_embed_dim)
-        # Under `enable_model_cpu_offload` the VQGAN comes to the device no earlier than `decode` is called.
-        embeddings = self.vqvae.quantize.get_codebook_entry(code_indices.flatten().to(self.vqvae.device), shape)
-        return self.vqvae.decode(embeddings.to(self._execution_device), force_not_quantize=True).sample
+        return decode_codes(self.vqvae, code_indices, self._execution_device)
 
     def finish(
         self, code_indices: torch.LongTensor, batch_size: int, output_type: str, return_dict: bool

@@ -145,7 +145,7 @@ def test_embeddings_are_standardised_by_the_training_tokens(ihdm_run, template_s
     pipeline = VQIHDMPipeline.from_pretrained(ihdm_run / "pipeline")
     pixels = np.stack([np.asarray(row["image"]) for row in load_dataset(str(template_set))["train"]])
     images = torch.from_numpy(pixels).float()[:, None] / 127.5 - 1
-    tokens = pipeline.code_embeddings(pipeline.encode_images(torch.cat([images, images.flip(-1)])))
+    tokens = pipeline.embed_codes(pipeline.encode_images(torch.cat([images, images.flip(-1)])))
     torch.testing.assert_close(tokens.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(tokens.std((0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
 

@@ -11,7 +11,7 @@ from vq_ihdm.errors import InputError
 from vq_ihdm.vqgan.codebook import (
     CodeUsage,
     code_vectors,
-    draw_codes,
+    draw_code_vectors,
     normalize_codebook,
     restart_dead_codes,
     usage_and_perplexity,
@@ -198,7 +198,7 @@ def test_augmentation_mixes_no_images():
 @pytest.mark.parametrize("count", [10, 60, 150])
 def test_codes_are_drawn_from_the_data(count):
     vectors = 5 * torch.randn(60, 3)
-    codes = draw_codes(vectors, count)
+    codes = draw_code_vectors(vectors, count)
     distances = torch.cdist(codes, vectors)
     assert codes.shape == (count, 3) and distances.min(1).values.max() < 0.1
     # Evenly: no vector serves twice before every other has served once; and no two codes coincide.

@@ -12,6 +12,7 @@ from huggingface_hub.constants import HF_HOME
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
+from ..code_indices import encode_images
 from ..files import replacing
 from ..vqgan.model import downsampling_factor, load_vq_model
 from .images import SliceTensors, check_image_size
@@ -67,13 +68,6 @@ def encode_split(vqvae: VQModel, split: Dataset, mirrored: bool, batch_size: int
     with replacing(cached) as temporary:
         save_file({"code_indices": code_indices.to(torch.int32)}, temporary)
     return code_indices
-
-
-def encode_images(vqvae: VQModel, images: torch.Tensor) -> torch.LongTensor:
-    """(B, 1, H, W) in [-1, 1] -> (B, h, w) code indices."""
-    latents = vqvae.encode(images).latents
-    batch, _, height, width = latents.shape
-    return vqvae.quantize(latents)[2][2].view(batch, height, width)
 
 
 def _fingerprint(vqvae: VQModel, split: Dataset, mirrored: bool) -> str:

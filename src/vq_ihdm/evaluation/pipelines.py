@@ -98,7 +98,7 @@ def prior_figures(
 
     def blurry_states(codes: np.ndarray) -> np.ndarray:
         def state(batch: torch.Tensor) -> torch.Tensor:
-            return blur(pipe.code_embeddings(batch.to(pipe.device)), pipe.prior.sigma)
+            return blur(pipe.embed_codes(batch.to(pipe.device)), pipe.prior.sigma)
 
         return _in_batches(state, torch.from_numpy(codes), 256, "blurring").numpy()
 

@@ -13,7 +13,7 @@ def code_vectors(latents: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def draw_codes(vectors: torch.Tensor, count: int) -> torch.Tensor:
+def draw_code_vectors(vectors: torch.Tensor, count: int) -> torch.Tensor:
     """`count` of the (N, D) encoder outputs, repeated with a little jitter when N < count."""
     picks = torch.cat([torch.randperm(len(vectors), device=vectors.device) for _ in range(-(-count // len(vectors)))])
     jitter = 1e-3 * vectors.std() * torch.randn(count, vectors.shape[1], device=vectors.device)
@@ -32,7 +32,7 @@ def init_codebook(embedding: nn.Embedding, latents: torch.Tensor, normalized: bo
 
     The default, +-1/K around the origin, would leave all but a few codes without a single neighbour.
     """
-    embedding.weight.copy_(broadcast(draw_codes(code_vectors(latents), len(embedding.weight))))
+    embedding.weight.copy_(broadcast(draw_code_vectors(code_vectors(latents), len(embedding.weight))))
     if normalized:
         normalize_codebook(embedding)
 
@@ -90,7 +90,7 @@ def restart_dead_codes(
         how many codes were restarted.
     """
     dead = counts == 0
-    replacements = broadcast(draw_codes(code_vectors(latents), int(dead.sum())) if dead.any() else latents[:0])
+    replacements = broadcast(draw_code_vectors(code_vectors(latents), int(dead.sum())) if dead.any() else latents[:0])
     if dead.any():
         embedding.weight[dead] = replacements
         ema_embedding.weight[dead] = replacements
