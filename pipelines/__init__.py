@@ -9,12 +9,14 @@ from huggingface_hub import hf_hub_download
 from ..errors import InputError
 from .pipeline_absorbing_diffusion import AbsorbingDiffusionPipeline
 from .pipeline_gan import GANPipeline
+from .pipeline_latent_diffusion import LatentDiffusionPipeline
 from .pipeline_pixel_ihdm import PixelIHDMPipeline
 from .pipeline_vq_ihdm import VQIHDMPipeline
 from .slice_pipeline import SlicePipeline
 
 PIPELINES: dict[str, type[SlicePipeline]] = {
-    cls.__name__: cls for cls in (VQIHDMPipeline, AbsorbingDiffusionPipeline, PixelIHDMPipeline, GANPipeline)
+    cls.__name__: cls
+    for cls in (VQIHDMPipeline, AbsorbingDiffusionPipeline, LatentDiffusionPipeline, PixelIHDMPipeline, GANPipeline)
 }
 
 
@@ -46,6 +48,7 @@ __all__ = [
     "PIPELINES",
     "AbsorbingDiffusionPipeline",
     "GANPipeline",
+    "LatentDiffusionPipeline",
     "PixelIHDMPipeline",
     "SlicePipeline",
     "VQIHDMPipeline",

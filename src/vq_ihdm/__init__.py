@@ -4,7 +4,14 @@ from transformers import AutoConfig, AutoModel
 
 from ._version import __version__
 from .denoiser import VQIHDMDenoiser, VQIHDMDenoiserConfig
-from .pipelines import AbsorbingDiffusionPipeline, GANPipeline, PixelIHDMPipeline, VQIHDMPipeline, load_pipeline
+from .pipelines import (
+    AbsorbingDiffusionPipeline,
+    GANPipeline,
+    LatentDiffusionPipeline,
+    PixelIHDMPipeline,
+    VQIHDMPipeline,
+    load_pipeline,
+)
 from .prior import BlurryPrior
 from .scheduling_heat_dissipation import HeatDissipationScheduler
 
@@ -17,6 +24,7 @@ __all__ = [
     "BlurryPrior",
     "GANPipeline",
     "HeatDissipationScheduler",
+    "LatentDiffusionPipeline",
     "PixelIHDMPipeline",
     "VQIHDMDenoiser",
     "VQIHDMDenoiserConfig",
