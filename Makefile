@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := outputs/demo
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint app clean
+.PHONY: demo test test-fast lint app clean
 
 # The stamp is remade when the dependencies change.
 $(VENV)/installed: setup.cfg pyproject.toml
@@ -28,6 +28,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/pytest
+
+# Without the tests that train, start several processes or run whole benchmarks: under a minute on two cores.
+test-fast: $(VENV)/installed
+	$(BIN)/pytest -m 'not slow'
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

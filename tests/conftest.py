@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Before anything of Hugging Face is imported: the user's caches are neither read nor written.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="vq_ihdm_tests_")
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny tensors: more threads only get in each other's way
 sys.path.insert(0, str(ROOT))  # the scripts are modules at the top of the repository
 
 import pytest  # noqa: E402
@@ -27,6 +27,7 @@ from vq_ihdm import HeatDissipationScheduler, VQIHDMDenoiser, VQIHDMDenoiserConf
 from vq_ihdm.fit_prior import fit_prior  # noqa: E402
 from vq_ihdm.vqgan.model import create_vq_model  # noqa: E402
 
+torch.set_num_threads(1)
 NUM_CODES, CODE_DIM, HEIGHT, WIDTH = 32, 4, 8, 8  # of the tiny VQModel at 32x32
 
 # Everything that has a state takes part within a few steps; five steps of the VQGAN are an epoch of 32 slices.
