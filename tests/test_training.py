@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from conftest import ROOT
 from torch import nn
 
@@ -24,7 +25,7 @@ from vq_ihdm.training.checkpoints import Checkpointer, list_checkpoints
 from vq_ihdm.training.config import add_training_arguments, parse_args
 from vq_ihdm.training.ema import EMA
 from vq_ihdm.training.interruption import Interruption
-from vq_ihdm.training.run import TrainingRun, check_finite
+from vq_ihdm.training.run import TrainingRun, check_finite, make_accelerator
 from vq_ihdm.training.state import load_state, save_state
 
 
@@ -431,3 +432,41 @@ def test_contact_sheet_shows_every_image_once():
 def test_reconstruction_sheet_has_originals_above():
     sheet = np.asarray(reconstruction_sheet(torch.ones(3, 1, 4, 4), -torch.ones(3, 1, 4, 4)))
     assert (sheet[:4, :4] == 255).all() and (sheet[-4:, :4] == 0).all()
+
+
+# ---- the accelerator ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def launched(monkeypatch, tmp_path):
+    """What `make_accelerator` makes of the script's flags under a launcher's environment."""
+
+    def launch(*flags: str, **environment: str):
+        for name, value in environment.items():
+            monkeypatch.setenv(f"ACCELERATE_{name}", value)
+        args = parse_args(parser(), "part", ["--output_dir", str(tmp_path), "--report_to", "none", *flags])
+        try:
+            accelerator = make_accelerator(args)
+            assert accelerator.mixed_precision == args.mixed_precision
+            assert accelerator.gradient_accumulation_steps == args.gradient_accumulation_steps
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+        return args.mixed_precision, args.gradient_accumulation_steps
+
+    return launch
+
+
+def test_what_no_flag_says_the_launcher_says(launched):
+    assert launched() == ("no", 1)
+    assert launched(MIXED_PRECISION="bf16", GRADIENT_ACCUMULATION_STEPS="4") == ("bf16", 4)
+
+
+def test_a_flag_is_stronger_than_the_launcher(launched):
+    flags = ("--mixed_precision", "no", "--gradient_accumulation_steps", "2")
+    assert launched(*flags, MIXED_PRECISION="bf16", GRADIENT_ACCUMULATION_STEPS="4") == ("no", 2)
+
+
+def test_what_splits_networks_is_refused(launched):
+    with pytest.raises(InputError, match="FSDP is not supported"):
+        launched(USE_FSDP="true")

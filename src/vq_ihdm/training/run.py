@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -9,7 +10,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from diffusers.optimization import get_scheduler
 from PIL import Image
 from torch import nn
@@ -214,6 +214,9 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
     """
     if args.report_to != "none" and find_spec(args.report_to) is None:
         raise InputError(f"--report_to {args.report_to} needs that package: pip install {args.report_to}")
+    for name in ("FSDP", "DEEPSPEED"):  # so the launcher tells its scripts
+        if os.environ.get(f"ACCELERATE_USE_{name}") == "true":
+            raise InputError(f"{name} is not supported; launch with --multi_gpu: every network here fits one GPU")
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
         gradient_accumulation_steps=args.gradient_accumulation_steps or 1,
@@ -224,10 +227,6 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
         accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
     args.mixed_precision = accelerator.mixed_precision
     args.gradient_accumulation_steps = accelerator.gradient_accumulation_steps
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        raise InputError(
-            f"{accelerator.distributed_type.value} is not supported; launch with --multi_gpu: each network fits one GPU"
-        )
     return accelerator
 
 
