@@ -30,7 +30,7 @@ from vq_ihdm.errors import InputError
 from vq_ihdm.errors import run as run_script
 from vq_ihdm.hub.card import write_card
 from vq_ihdm.hub.publishing import push
-from vq_ihdm.hub.record import data_facts, stage_record, write_record
+from vq_ihdm.hub.record import data_facts, read_record, stage_record, write_record
 from vq_ihdm.pictures import reconstruction_sheet
 from vq_ihdm.training.config import add_training_arguments, parse_args
 from vq_ihdm.training.ema import EMA
@@ -270,10 +270,12 @@ def validate(averaged: TrainableVQModel, perceptual: PerceptualLoss | None, held
 
 
 def describe(args: argparse.Namespace, about_data: dict) -> None:
-    """Give both kept models their record and card."""
+    """Give both kept models their record and card; what was known of a model they learnt on from is taken over."""
+    earlier = args.pretrained_model_name_or_path and read_record(args.pretrained_model_name_or_path)
+    stages = [stage for stage in earlier["stages"] if "num_vq_embeddings" in stage["settings"]] if earlier else []
     for folder in (Path(args.output_dir) / "best", Path(args.output_dir) / "last"):
         metrics = json.loads((folder / "metrics.json").read_text())
-        write_record(folder, about_data, [stage_record(args, metrics)])
+        write_record(folder, about_data, [*stages, stage_record(args, metrics)])
         write_card(folder, name=folder.name)
 
 

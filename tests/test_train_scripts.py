@@ -193,6 +193,9 @@ def test_a_vqgan_learns_on_from_a_model_or_a_pipeline(vqgan, vqgan_run, ihdm_run
         )
         for place in (vqgan_run / "best", ihdm_run / "pipeline")
     ]  # fmt: skip
+    for folder in folders:  # the record goes on where that of the model ends
+        stages = json.loads((folder / "best" / "training.json").read_text())["stages"]
+        assert [stage["settings"]["learning_rate"] for stage in stages] == [1e-3, 1e-12]
     before, *after = (load_vq_model(folder / "best").state_dict() for folder in (vqgan_run, *folders))
     for state in after:
         for name, tensor in state.items():
