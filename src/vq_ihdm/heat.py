@@ -12,6 +12,13 @@ import math
 
 import torch
 
+WITHOUT_FLOAT64 = ("mps", "npu")  # types of device
+
+
+def finest_dtype(device: torch.device | str) -> torch.dtype:
+    """float64, or float32 on a device that has no float64."""
+    return torch.float32 if torch.device(device).type in WITHOUT_FLOAT64 else torch.float64
+
 
 def dct_basis(size: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> torch.Tensor:
     """The orthonormal DCT-II as a matrix (size, size): row n is mode n, so `basis @ u` transforms a column u."""
@@ -19,7 +26,7 @@ def dct_basis(size: int, dtype: torch.dtype = torch.float32, device: torch.devic
     mode = torch.arange(size, dtype=torch.float64)
     basis = torch.cos(math.pi / size * torch.outer(mode, position)) * math.sqrt(2 / size)
     basis[0] /= math.sqrt(2)
-    return basis.to(device=device, dtype=dtype)
+    return basis.to(dtype).to(device)  # one after the other: not every device has float64
 
 
 def dct(u: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 
-from .heat import idct
+from .heat import finest_dtype, idct
 
 
 class BlurryPrior(ModelMixin, ConfigMixin):
@@ -71,25 +71,30 @@ class BlurryPrior(ModelMixin, ConfigMixin):
             generator: one for all draws, or a list with one for each.
         """
         generators = generator if isinstance(generator, list) else [generator] * num_samples
-        _, rank, columns = self.factors.shape
-        picks, noise = [], []
+        columns = self.factors.shape[-1]
+        uniform, noise = [], []
         for g in generators:  # a draw must not depend on how many are drawn with it
             device = g.device if g is not None else self.device
-            uniform = torch.rand((), device=device, generator=g, dtype=torch.float64)
-            picks.append(torch.searchsorted(self.weights.double().cumsum(0).to(device), uniform).to(self.device))
-            noise.append(torch.randn(columns, device=device, generator=g).to(self.device, self.dtype))
-        component = torch.stack(picks).clamp_max(len(self.weights) - 1)
-        scores = self.means[component] + (self.factors[component] @ torch.stack(noise)[..., None])[..., 0]
+            uniform.append(torch.rand((), device=device, generator=g, dtype=finest_dtype(device)))
+            noise.append(torch.randn(columns, device=device, generator=g))
+        uniform = torch.stack(uniform).to(finest_dtype(self.device)).to(self.device)
+        return self(uniform, torch.stack(noise).to(self.device, self.dtype))
+
+    def forward(self, uniform: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """The u_T (B, D, H, W) that random numbers stand for.
+
+        Args:
+            uniform: (B,) in [0, 1): which component.
+            noise: (B, factor_rank) standard normal: eps.
+        """
+        cumulative = self.weights.to(uniform.dtype).cumsum(0)
+        component = (cumulative < uniform[:, None]).sum(-1).clamp_max(len(self.weights) - 1)
+        scores = self.means[component] + (self.factors[component] @ noise[..., None])[..., 0]
         coefficients = (self.mean + scores @ self.basis).unflatten(-1, (self.config.code_dim, -1))
-        grid = torch.zeros(
-            num_samples,
-            self.config.code_dim,
-            self.config.height * self.config.width,
-            device=self.device,
-            dtype=self.dtype,
-        )
+        height, width = self.config.height, self.config.width
+        grid = coefficients.new_zeros(len(uniform), self.config.code_dim, height * width)
         grid[..., self.modes] = coefficients
-        return idct(grid.unflatten(-1, (self.config.height, self.config.width)))
+        return idct(grid.unflatten(-1, (height, width)))
 
     def save_pretrained(self, save_directory, **kwargs):
         """As `ModelMixin.save_pretrained`.

@@ -8,7 +8,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
-from .heat import blur, sigma_schedule
+from .heat import blur, finest_dtype, sigma_schedule
 
 OPEN = -1  # the code index of a position that is not revealed yet
 
@@ -158,7 +158,7 @@ def open_share(time: float) -> float:
 
 
 def code_probabilities(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    """(..., K) logits -> float64 probabilities after temperature and nucleus truncation (not renormalised).
+    """(..., K) logits -> probabilities after temperature and nucleus truncation, not renormalised; `finest_dtype`.
 
     Raises:
         ValueError: temperature < 0 or top_p outside (0, 1].
@@ -167,9 +167,10 @@ def code_probabilities(logits: torch.Tensor, temperature: float, top_p: float) -
         raise ValueError(f"temperature must not be negative, but is {temperature}")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must lie in (0, 1], but is {top_p}")
+    dtype = finest_dtype(logits.device)
     if temperature == 0:
-        return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(torch.float64)
-    probabilities = (logits.to(torch.float64) / temperature).softmax(-1)
+        return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(dtype)
+    probabilities = (logits.to(dtype) / temperature).softmax(-1)
     if top_p < 1:
         ordered, order = probabilities.sort(-1, descending=True)
         before = ordered.cumsum(-1) - ordered  # probability of everything more likely
@@ -192,9 +193,14 @@ def rand_each(
     generator: torch.Generator | list[torch.Generator] | None,
     device: torch.device,
 ) -> torch.Tensor:
-    """(batch, *shape) float64 uniform numbers; from a list of generators each image draws its own."""
+    """(batch, *shape) uniform numbers of `finest_dtype`; from a list of generators each image draws its own."""
+
+    def draw(shape: tuple[int, ...], g: torch.Generator | None) -> torch.Tensor:
+        source = g.device if g is not None else device
+        return torch.rand(shape, dtype=finest_dtype(source), device=source, generator=g)
+
     if isinstance(generator, list):
-        draws = [torch.rand(shape, dtype=torch.float64, device=g.device, generator=g) for g in generator]
-        return torch.stack(draws).to(device)
-    source = generator.device if generator is not None else device
-    return torch.rand((batch, *shape), dtype=torch.float64, device=source, generator=generator).to(device)
+        uniform = torch.stack([draw(shape, g) for g in generator])
+    else:
+        uniform = draw((batch, *shape), generator)
+    return uniform.to(finest_dtype(device)).to(device)
