@@ -1,4 +1,4 @@
-# Made by `save_pretrained` from vq_ihdm.denoiser, vq_ihdm.heat, vq_ihdm.prior, vq_ihdm.scheduling_heat_dissipation, vq_ihdm.pipelines.slice_pipeline, vq_ihdm.pipelines.token_pipeline, vq_ihdm.pipelines.pipeline_vq_ihdm.
+# Made by `save_pretrained` from vq_ihdm.denoiser, vq_ihdm.heat, vq_ihdm.prior, vq_ihdm.scheduling_heat_dissipation, vq_ihdm.code_indices, vq_ihdm.pipelines.slice_pipeline, vq_ihdm.pipelines.token_pipeline, vq_ihdm.pipelines.pipeline_vq_ihdm.
 """The denoiser: BERT over the positions of a code grid."""
 
 import math
@@ -54,7 +54,7 @@ class VQIHDMDenoiserOutput(ModelOutput):
 
 
 class VQIHDMDenoiser(PreTrainedModel):
-    """Predicts the codes of all positions at once from the blurred embeddings (VQ-IHDM, section 2.3).
+    """Predicts the codes of all positions at once from the blurred embeddings, the reverse process of VQ-IHDM.
 
     BERT's own inputs serve: `inputs_embeds` are the projected state plus an embedding of sigma, `position_embeddings`
     the position on the grid, and `token_type_embeddings` the learned flag for revealed positions (type 1). The
@@ -149,8 +149,8 @@ class SigmaEmbedding(nn.Module):
 
 With reflecting borders the cosine modes are eigenfunctions of the heat equation du/dt = laplace u. Mode (n, m) of an
 H x W grid decays as exp(-lambda_nm t) with lambda_nm = (pi n / H)^2 + (pi m / W)^2, and running the equation for
-t = sigma^2 / 2 equals a Gaussian blur of standard deviation sigma, in units of grid cells (Rissanen et al., 2023,
-eq. 5-6; the released snippet of VQ-IHDM has this lambda, the formula in its text lacks the squares of pi, H and W).
+t = sigma^2 / 2 equals a Gaussian blur of standard deviation sigma, in units of grid cells (Rissanen et al., 2023). The
+snippet in VQ-IHDM has this lambda; the formula in its text, pi (n^2 / W^2 + m^2 / H^2), has pi for pi squared.
 
 Every function keeps dtype and device of its input and can be differentiated.
 """
@@ -159,6 +159,13 @@ import math
 
 import torch
 
+WITHOUT_FLOAT64 = ("mps", "npu")  # types of device
+
+
+def finest_dtype(device: torch.device | str) -> torch.dtype:
+    """float64, or float32 on a device that has no float64."""
+    return torch.float32 if torch.device(device).type in WITHOUT_FLOAT64 else torch.float64
+
 
 def dct_basis(size: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> torch.Tensor:
     """The orthonormal DCT-II as a matrix (size, size): row n is mode n, so `basis @ u` transforms a column u."""
@@ -166,7 +173,7 @@ def dct_basis(size: int, dtype: torch.dtype = torch.float32, device: torch.devic
     mode = torch.arange(size, dtype=torch.float64)
     basis = torch.cos(math.pi / size * torch.outer(mode, position)) * math.sqrt(2 / size)
     basis[0] /= math.sqrt(2)
-    return basis.to(device=device, dtype=dtype)
+    return basis.to(dtype).to(device)  # one after the other: not every device has float64
 
 
 def dct(u: torch.Tensor) -> torch.Tensor:
@@ -286,25 +293,30 @@ class BlurryPrior(ModelMixin, ConfigMixin):
             generator: one for all draws, or a list with one for each.
         """
         generators = generator if isinstance(generator, list) else [generator] * num_samples
-        _, rank, columns = self.factors.shape
-        picks, noise = [], []
+        columns = self.factors.shape[-1]
+        uniform, noise = [], []
         for g in generators:  # a draw must not depend on how many are drawn with it
             device = g.device if g is not None else self.device
-            uniform = torch.rand((), device=device, generator=g, dtype=torch.float64)
-            picks.append(torch.searchsorted(self.weights.double().cumsum(0).to(device), uniform).to(self.device))
-            noise.append(torch.randn(columns, device=device, generator=g).to(self.device, self.dtype))
-        component = torch.stack(picks).clamp_max(len(self.weights) - 1)
-        scores = self.means[component] + (self.factors[component] @ torch.stack(noise)[..., None])[..., 0]
+            uniform.append(torch.rand((), device=device, generator=g, dtype=finest_dtype(device)))
+            noise.append(torch.randn(columns, device=device, generator=g))
+        uniform = torch.stack(uniform).to(finest_dtype(self.device)).to(self.device)
+        return self(uniform, torch.stack(noise).to(self.device, self.dtype))
+
+    def forward(self, uniform: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """The u_T (B, D, H, W) that random numbers stand for.
+
+        Args:
+            uniform: (B,) in [0, 1): which component.
+            noise: (B, factor_rank) standard normal: eps.
+        """
+        cumulative = self.weights.to(uniform.dtype).cumsum(0)
+        component = (cumulative < uniform[:, None]).sum(-1).clamp_max(len(self.weights) - 1)
+        scores = self.means[component] + (self.factors[component] @ noise[..., None])[..., 0]
         coefficients = (self.mean + scores @ self.basis).unflatten(-1, (self.config.code_dim, -1))
-        grid = torch.zeros(
-            num_samples,
-            self.config.code_dim,
-            self.config.height * self.config.width,
-            device=self.device,
-            dtype=self.dtype,
-        )
+        height, width = self.config.height, self.config.width
+        grid = coefficients.new_zeros(len(uniform), self.config.code_dim, height * width)
         grid[..., self.modes] = coefficients
-        return idct(grid.unflatten(-1, (self.config.height, self.config.width)))
+        return idct(grid.unflatten(-1, (height, width)))
 
     def save_pretrained(self, save_directory, **kwargs):
         """As `ModelMixin.save_pretrained`.
@@ -358,15 +370,15 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
 
         u_t = blur(e_0, sigma_t) + delta * noise,  sigma_1 = sigma_min ... sigma_T = sigma_max in log steps,
 
-    (VQ-IHDM, eq. 3, with delta = 0 there). The paper lists the sigmas from 24 down, the IHDM code from 0.5 up; here
+    (VQ-IHDM, eq. 2, with delta = 0 there). The paper lists the sigmas from 24 down, the IHDM code from 0.5 up; here
     index and blur grow together.
 
     The reverse process starts from a draw of u_T. The denoiser gives p(z_0 | u_T) for every position at once, so
     one step draws all codes independently given u_T: the paper's sampler. With more steps u_T stays fixed as context
-    and at each time t a share sin(pi t / 2T) of the positions is left open; what has been revealed is shown to the
-    denoiser as sharp embeddings, so that the remaining codes are drawn in its knowledge. (Blurring the drawn codes to
-    a smaller sigma and going on, the obvious alternative, redraws at each step the low frequencies that u_T had
-    fixed, and gets worse with more steps.)
+    and at each time t a share sin(pi t / 2T) of the positions, drawn at random, is left open; what has been revealed
+    is shown to the denoiser as sharp embeddings, so that the remaining codes are drawn in its knowledge. (Blurring
+    the drawn codes to a smaller sigma and going on, the obvious alternative, redraws at each step the low frequencies
+    that u_T had fixed, and gets worse with more steps.)
 
     Args:
         num_train_timesteps: T.
@@ -374,11 +386,6 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
         delta: standard deviation of the noise on u_t, in units of the standardised embeddings.
         temperature: divides the logits before a code is drawn; 0 takes the most likely code.
         top_p: draw from the smallest set of codes that holds this much probability.
-        reveal_order: which open positions are revealed first: `random`, `confidence` (most probable draws first) or
-            `halton` (a fixed low-discrepancy order, so that neighbours are not revealed together).
-
-    Raises:
-        ValueError: an unknown `reveal_order`.
     """
 
     order = 1
@@ -392,10 +399,7 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
         delta: float = 0.0,
         temperature: float = 1.0,
         top_p: float = 1.0,
-        reveal_order: str = "random",
     ):
-        if reveal_order not in ("random", "confidence", "halton"):
-            raise ValueError(f"reveal_order is random, confidence or halton, not {reveal_order}")
         # sigmas[t] belongs to timestep t; t = 0 is the sharp state.
         self.sigmas = torch.cat(
             [torch.zeros(1), sigma_schedule(sigma_min, sigma_max, num_train_timesteps).to(torch.float32)]
@@ -411,8 +415,8 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = torch.linspace(T, 0, num_inference_steps + 1, device=device)[:-1]
 
     def open_share(self, timestep: float) -> float:
-        """Share of positions not yet revealed at time t, sin(pi t / 2T): the cosine schedule of MaskGIT."""
-        return math.sin(math.pi / 2 * timestep / self.config.num_train_timesteps)
+        """Share of positions not yet revealed at time t."""
+        return open_share(timestep / self.config.num_train_timesteps)
 
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.LongTensor
@@ -462,8 +466,7 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
         drawn = torch.where(is_open, drawn, code_indices.flatten(1))
 
         # Positions are ranked, revealed ones first; those beyond the count for the next timestep stay open.
-        rank = self._reveal_rank(probabilities, drawn, noise[:, 1], height, width)
-        rank = rank.masked_fill(~is_open, -math.inf).argsort(dim=1).argsort(dim=1)
+        rank = noise[:, 1].masked_fill(~is_open, -math.inf).argsort(dim=1).argsort(dim=1)
         step_index = int((self.timesteps.to(device) - torch.as_tensor(timestep, device=device)).abs().argmin())
         last = step_index + 1 == len(self.timesteps)
         next_timestep = 0.0 if last else float(self.timesteps[step_index + 1])
@@ -478,22 +481,17 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
             return prev_sample, code_indices, pred_code_indices
         return HeatDissipationSchedulerOutput(prev_sample, code_indices, pred_code_indices)
 
-    def _reveal_rank(
-        self, probabilities: torch.Tensor, drawn: torch.Tensor, noise: torch.Tensor, height: int, width: int
-    ) -> torch.Tensor:
-        """(B, H * W) numbers by which open positions are revealed, smallest first."""
-        if self.config.reveal_order == "random":
-            return noise
-        if self.config.reveal_order == "confidence":
-            return -probabilities.gather(-1, drawn[..., None])[..., 0]
-        return halton_rank(height, width).to(noise).expand_as(noise)
-
     def __len__(self) -> int:
         return self.config.num_train_timesteps
 
 
+def open_share(time: float) -> float:
+    """Share sin(pi time / 2) of positions not yet revealed, of time t / T in [0, 1]: MaskGIT's cosine schedule."""
+    return math.sin(math.pi / 2 * time)
+
+
 def code_probabilities(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    """(..., K) logits -> float64 probabilities after temperature and nucleus truncation (not renormalised).
+    """(..., K) logits -> probabilities after temperature and nucleus truncation, not renormalised; `finest_dtype`.
 
     Raises:
         ValueError: temperature < 0 or top_p outside (0, 1].
@@ -502,9 +500,10 @@ def code_probabilities(logits: torch.Tensor, temperature: float, top_p: float) -
         raise ValueError(f"temperature must not be negative, but is {temperature}")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must lie in (0, 1], but is {top_p}")
+    dtype = finest_dtype(logits.device)
     if temperature == 0:
-        return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(torch.float64)
-    probabilities = (logits.to(torch.float64) / temperature).softmax(-1)
+        return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(dtype)
+    probabilities = (logits.to(dtype) / temperature).softmax(-1)
     if top_p < 1:
         ordered, order = probabilities.sort(-1, descending=True)
         before = ordered.cumsum(-1) - ordered  # probability of everything more likely
@@ -527,31 +526,44 @@ def rand_each(
     generator: torch.Generator | list[torch.Generator] | None,
     device: torch.device,
 ) -> torch.Tensor:
-    """(batch, *shape) float64 uniform numbers; from a list of generators each image draws its own."""
+    """(batch, *shape) uniform numbers of `finest_dtype`; from a list of generators each image draws its own."""
+
+    def draw(shape: tuple[int, ...], g: torch.Generator | None) -> torch.Tensor:
+        source = g.device if g is not None else device
+        return torch.rand(shape, dtype=finest_dtype(source), device=source, generator=g)
+
     if isinstance(generator, list):
-        draws = [torch.rand(shape, dtype=torch.float64, device=g.device, generator=g) for g in generator]
-        return torch.stack(draws).to(device)
-    source = generator.device if generator is not None else device
-    return torch.rand((batch, *shape), dtype=torch.float64, device=source, generator=generator).to(device)
+        uniform = torch.stack([draw(shape, g) for g in generator])
+    else:
+        uniform = draw((batch, *shape), generator)
+    return uniform.to(finest_dtype(device)).to(device)
 
 
-def halton_rank(height: int, width: int) -> torch.Tensor:
-    """(H * W,) order in which the Halton sequence of bases 2 and 3 visits the cells of a grid."""
+"""From slices to code indices and back, for training, evaluation and sampling alike."""
 
-    def van_der_corput(index: int, base: int) -> float:
-        value, scale = 0.0, 1.0 / base
-        while index:
-            index, digit = divmod(index, base)
-            value, scale = value + digit * scale, scale / base
-        return value
+import torch
+from diffusers import VQModel
 
-    rank: dict[int, int] = {}
-    index = 1
-    while len(rank) < height * width:
-        cell = int(van_der_corput(index, 2) * height) * width + int(van_der_corput(index, 3) * width)
-        rank.setdefault(cell, len(rank))
-        index += 1
-    return torch.tensor([rank[cell] for cell in range(height * width)])
+
+@torch.no_grad()
+def encode_images(vqvae: VQModel, images: torch.Tensor) -> torch.LongTensor:
+    """(B, 1, H, W) in [-1, 1] -> (B, h, w) code indices."""
+    latents = vqvae.encode(images).latents
+    batch, _, height, width = latents.shape
+    return vqvae.quantize(latents)[2][2].view(batch, height, width)
+
+
+@torch.no_grad()
+def decode_codes(vqvae: VQModel, code_indices: torch.LongTensor, device: torch.device) -> torch.Tensor:
+    """(B, h, w) code indices -> (B, 1, H, W), about [-1, 1].
+
+    Args:
+        device: where the VQGAN decodes. Under `enable_model_cpu_offload` it comes there no earlier than `decode` is
+            called, and its codebook is still elsewhere.
+    """
+    shape = (*code_indices.shape, vqvae.config.vq_embed_dim)
+    embeddings = vqvae.quantize.get_codebook_entry(code_indices.flatten().to(vqvae.device), shape)
+    return vqvae.decode(embeddings.to(device), force_not_quantize=True).sample
 
 
 """What the pipelines of all systems share: the call's conventions, and a folder that loads anywhere."""
@@ -764,20 +776,13 @@ from diffusers import ImagePipelineOutput
 class TokenPipeline(SlicePipeline):
     """Base of the pipelines with a `vqvae`."""
 
-    @torch.no_grad()
     def encode_images(self, images: torch.Tensor) -> torch.LongTensor:
         """(B, 1, H, W) in [-1, 1] -> (B, h, w) code indices."""
-        latents = self.vqvae.encode(images.to(self._execution_device, self.vqvae.dtype)).latents
-        batch, _, height, width = latents.shape
-        return self.vqvae.quantize(latents)[2][2].view(batch, height, width)
+        return encode_images(self.vqvae, images.to(self._execution_device, self.vqvae.dtype))
 
-    @torch.no_grad()
     def decode_codes(self, code_indices: torch.LongTensor) -> torch.Tensor:
         """(B, h, w) code indices -> (B, 1, H, W), about [-1, 1]."""
-        shape = (*code_indices.shape, self.vqvae.config.vq_embed_dim)
-        # Under `enable_model_cpu_offload` the VQGAN comes to the device no earlier than `decode` is called.
-        embeddings = self.vqvae.quantize.get_codebook_entry(code_indices.flatten().to(self.vqvae.device), shape)
-        return self.vqvae.decode(embeddings.to(self._execution_device), force_not_quantize=True).sample
+        return decode_codes(self.vqvae, code_indices, self._execution_device)
 
     def finish(
         self, code_indices: torch.LongTensor, batch_size: int, output_type: str, return_dict: bool
@@ -829,7 +834,7 @@ class VQIHDMPipeline(TokenPipeline):
         super().__init__()
         self.register_modules(vqvae=vqvae, denoiser=denoiser, prior=prior, scheduler=scheduler)
 
-    def code_embeddings(self, code_indices: torch.LongTensor) -> torch.Tensor:
+    def embed_codes(self, code_indices: torch.LongTensor) -> torch.Tensor:
         """(B, h, w) code indices -> (B, D, h, w) standardised embeddings e_0."""
         return self.denoiser.embed_codes(code_indices)
 

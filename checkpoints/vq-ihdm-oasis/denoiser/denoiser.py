@@ -53,7 +53,7 @@ class VQIHDMDenoiserOutput(ModelOutput):
 
 
 class VQIHDMDenoiser(PreTrainedModel):
-    """Predicts the codes of all positions at once from the blurred embeddings (VQ-IHDM, section 2.3).
+    """Predicts the codes of all positions at once from the blurred embeddings, the reverse process of VQ-IHDM.
 
     BERT's own inputs serve: `inputs_embeds` are the projected state plus an embedding of sigma, `position_embeddings`
     the position on the grid, and `token_type_embeddings` the learned flag for revealed positions (type 1). The

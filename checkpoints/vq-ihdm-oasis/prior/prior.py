@@ -3,8 +3,8 @@
 
 With reflecting borders the cosine modes are eigenfunctions of the heat equation du/dt = laplace u. Mode (n, m) of an
 H x W grid decays as exp(-lambda_nm t) with lambda_nm = (pi n / H)^2 + (pi m / W)^2, and running the equation for
-t = sigma^2 / 2 equals a Gaussian blur of standard deviation sigma, in units of grid cells (Rissanen et al., 2023,
-eq. 5-6; the released snippet of VQ-IHDM has this lambda, the formula in its text lacks the squares of pi, H and W).
+t = sigma^2 / 2 equals a Gaussian blur of standard deviation sigma, in units of grid cells (Rissanen et al., 2023). The
+snippet in VQ-IHDM has this lambda; the formula in its text, pi (n^2 / W^2 + m^2 / H^2), has pi for pi squared.
 
 Every function keeps dtype and device of its input and can be differentiated.
 """
@@ -13,6 +13,13 @@ import math
 
 import torch
 
+WITHOUT_FLOAT64 = ("mps", "npu")  # types of device
+
+
+def finest_dtype(device: torch.device | str) -> torch.dtype:
+    """float64, or float32 on a device that has no float64."""
+    return torch.float32 if torch.device(device).type in WITHOUT_FLOAT64 else torch.float64
+
 
 def dct_basis(size: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> torch.Tensor:
     """The orthonormal DCT-II as a matrix (size, size): row n is mode n, so `basis @ u` transforms a column u."""
@@ -20,7 +27,7 @@ def dct_basis(size: int, dtype: torch.dtype = torch.float32, device: torch.devic
     mode = torch.arange(size, dtype=torch.float64)
     basis = torch.cos(math.pi / size * torch.outer(mode, position)) * math.sqrt(2 / size)
     basis[0] /= math.sqrt(2)
-    return basis.to(device=device, dtype=dtype)
+    return basis.to(dtype).to(device)  # one after the other: not every device has float64
 
 
 def dct(u: torch.Tensor) -> torch.Tensor:
@@ -140,25 +147,30 @@ class BlurryPrior(ModelMixin, ConfigMixin):
             generator: one for all draws, or a list with one for each.
         """
         generators = generator if isinstance(generator, list) else [generator] * num_samples
-        _, rank, columns = self.factors.shape
-        picks, noise = [], []
+        columns = self.factors.shape[-1]
+        uniform, noise = [], []
         for g in generators:  # a draw must not depend on how many are drawn with it
             device = g.device if g is not None else self.device
-            uniform = torch.rand((), device=device, generator=g, dtype=torch.float64)
-            picks.append(torch.searchsorted(self.weights.double().cumsum(0).to(device), uniform).to(self.device))
-            noise.append(torch.randn(columns, device=device, generator=g).to(self.device, self.dtype))
-        component = torch.stack(picks).clamp_max(len(self.weights) - 1)
-        scores = self.means[component] + (self.factors[component] @ torch.stack(noise)[..., None])[..., 0]
+            uniform.append(torch.rand((), device=device, generator=g, dtype=finest_dtype(device)))
+            noise.append(torch.randn(columns, device=device, generator=g))
+        uniform = torch.stack(uniform).to(finest_dtype(self.device)).to(self.device)
+        return self(uniform, torch.stack(noise).to(self.device, self.dtype))
+
+    def forward(self, uniform: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """The u_T (B, D, H, W) that random numbers stand for.
+
+        Args:
+            uniform: (B,) in [0, 1): which component.
+            noise: (B, factor_rank) standard normal: eps.
+        """
+        cumulative = self.weights.to(uniform.dtype).cumsum(0)
+        component = (cumulative < uniform[:, None]).sum(-1).clamp_max(len(self.weights) - 1)
+        scores = self.means[component] + (self.factors[component] @ noise[..., None])[..., 0]
         coefficients = (self.mean + scores @ self.basis).unflatten(-1, (self.config.code_dim, -1))
-        grid = torch.zeros(
-            num_samples,
-            self.config.code_dim,
-            self.config.height * self.config.width,
-            device=self.device,
-            dtype=self.dtype,
-        )
+        height, width = self.config.height, self.config.width
+        grid = coefficients.new_zeros(len(uniform), self.config.code_dim, height * width)
         grid[..., self.modes] = coefficients
-        return idct(grid.unflatten(-1, (self.config.height, self.config.width)))
+        return idct(grid.unflatten(-1, (height, width)))
 
     def save_pretrained(self, save_directory, **kwargs):
         """As `ModelMixin.save_pretrained`.
