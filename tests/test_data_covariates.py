@@ -1,5 +1,6 @@
 """Tables of covariates as studies write them."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,13 @@ def test_known_columns(tmp_path: Path, header: str, line: str, expected: dict):
     assert covariates.loc[0].to_dict() == expected
 
 
-@pytest.mark.parametrize(("column", "value"), [("age", "old"), ("sex", "0"), ("cdr", "0.7")])
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [*(("age", text) for text in ("old", "-3", "inf", "nan years", "5000", "+")), ("sex", "0"), ("cdr", "0.7")],
+)
 def test_a_value_that_is_none_is_named(tmp_path: Path, column: str, value: str):
     path = table(tmp_path / "t.tsv", f"participant_id\t{column}", f"sub-1\t{value}")
-    with pytest.raises(InputError, match=f"{column}.*{value}"):
+    with pytest.raises(InputError, match=f"{column}.*{re.escape(value)}.*line 2"):
         CovariateTable(path, r"sub-(\w+)")
 
 
@@ -56,3 +60,29 @@ def test_several_visits(tmp_path: Path):
 def test_stratum_is_the_first_known_label():
     assert stratum({"age": 3.0, "sex": "F", "diagnosis": None, "cdr": "0"}) == "0"
     assert stratum({"age": 3.0}) == ""
+
+
+def test_top_coded_ages_are_their_bound(tmp_path: Path):
+    path = table(tmp_path / "t.csv", "subject,age", "a,90+", "b,>89", "c, >= 90 ", "d,0", "e,.5", "f,120")
+    assert read_covariates(read_table(path))["age"].tolist() == [90, 89, 90, 0, 0.5, 120]
+
+
+def test_a_missing_age_stays_missing_at_a_later_visit(tmp_path: Path):
+    path = table(tmp_path / "t.csv", "PTID,AGE,Years_bl", "a,70,2.5", "b,,2.5", "c,70,")
+    assert read_covariates(read_table(path))["age"].tolist() == [72.5, None, 70]
+
+
+def test_the_row_is_that_of_session_or_name(tmp_path: Path):
+    rows = ["OAS1_0001_MR1,74", "OAS1_0001_MR2,75", "OAS1_0002_MR1,60"]
+    oasis = CovariateTable(table(tmp_path / "o.csv", "ID,Age", *rows), r"OAS1_(\d{4})")
+    assert oasis.lookup("0001", path="disc1/OAS1_0001_MR2/x.img")["age"] == 75
+    rows = ["sub-01\tses-a\t20", "sub-01\tses-b\t22"]
+    bids = CovariateTable(table(tmp_path / "p.tsv", "participant_id\tsession_id\tage", *rows), r"sub-(\w+)")
+    assert bids.lookup("01", session="b", path="sub-01/ses-b/sub-01_ses-b_T1w.nii.gz")["age"] == 22
+
+
+def test_images_a_table_lists(tmp_path: Path):
+    header = '"Image Data ID","Subject","Sex","Age","Modality","Description","Acq Date"'
+    rows = ['"I12","s","F","70","MRI","MPR; N3; Scaled","3/02/2008"', '"I13","s","F","71","MRI","FLAIR",""']
+    images = CovariateTable(table(tmp_path / "t.csv", header, *rows), r"(\w+)").images
+    assert images == {"12": ("I12 MPR; N3; Scaled MRI", "2008-03-02"), "13": ("I13 FLAIR MRI", "")}

@@ -10,31 +10,12 @@ import pytest
 from conftest import left_out, run_script
 from datasets import DatasetDict, load_dataset
 from scipy.spatial.transform import Rotation
+from volume_helpers import AFFINE, save, volume
 
 from vq_ihdm.data.volumes import SliceSettings, volume_slices, window
 from vq_ihdm.errors import InputError
 
 SETTINGS = SliceSettings(voxel_size=2.0, image_size=(32, 32), percentiles=(0, 100), bit_depth=8, middle=4)
-AFFINE = np.array([[2.0, 0, 0, -31], [0, 2, 0, -35], [0, 0, 2, -23], [0, 0, 0, 1]])
-
-
-def head(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """An ellipsoid about the origin, in mm; bright in front, dim on the left, brighter towards the top."""
-    inside = (x / 20) ** 2 + (y / 26) ** 2 + (z / 40) ** 2 < 1
-    return inside * (400 + 8 * (y > 8) * y - 150 * (x < -8) + 2 * z)
-
-
-def volume(shape: tuple[int, ...] = (32, 36, 24), affine: np.ndarray = AFFINE) -> nib.Nifti1Image:
-    """`head` sampled on a grid; the default covers z from -23 to 23 mm."""
-    voxels = np.indices(shape).reshape(3, -1).T
-    world = nib.affines.apply_affine(affine, voxels).T
-    return nib.Nifti1Image(head(*world).reshape(shape).astype(np.float32), affine)
-
-
-def save(image: nib.Nifti1Image, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(image, path)
-    return path
 
 
 def test_slices_are_in_the_axial_convention(tmp_path: Path):
@@ -209,7 +190,7 @@ def test_bad_inputs_are_left_out_and_counted(bids: Path, tmp_path: Path, capsys:
     assert {s for name in splits for s in splits[name]["subject"]} == {f"{n:02d}" for n in range(10) if n != 3}
     named = left_out(tmp_path / "set")
     assert len(named) == 3
-    for word, remedy in {"sub-03_T1w": "download", "sub-04_run-2": "--all_scans", "sub-77_T1w": "add one"}.items():
+    for word, remedy in {"sub-03_T1w": "download", "sub-04_T1w": "--all_scans", "sub-77_T1w": "add one"}.items():
         assert len([row for row in named if word in row["input"] and remedy in row["reason"]]) == 1
     assert "3 inputs left out (2 unusable, 1 not chosen)" in capsys.readouterr().out
 

@@ -4,8 +4,9 @@ Known are BIDS `participants.tsv`, ADNIMERGE and the collection tables of the AD
 tables. Other columns are dropped, so that no date, site or name reaches a published set.
 """
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from datasets import ClassLabel, Features, Value
@@ -14,19 +15,36 @@ from vq_ihdm.errors import InputError
 
 # Names of columns in lower case, the preferred one first.
 SUBJECT = ("participant_id", "ptid", "subject", "subject id", "subject_id", "ixi_id", "id")
-DATE = ("examdate", "acq date")
-IMAGE_ID = ("image data id",)
+SESSION = ("session_id", "session")
+DATE = ("examdate", "acq date", "study date")
+IMAGE_ID = ("image data id", "image id", "image_id")
+DESCRIPTION = (("description",), ("modality",))
 YEARS_SINCE_BASELINE = ("years_bl",)
 COVARIATES = {
     "age": ("age",),
     "sex": ("sex", "ptgender", "gender", "m/f", "sex_id (1=m, 2=f)"),
-    "diagnosis": ("diagnosis", "dx", "group", "dx_bl"),
+    "diagnosis": ("diagnosis", "dx", "group", "research group", "dx_bl"),
     "cdr": ("cdr",),
 }
 SEXES = {"f": "F", "female": "F", "2": "F", "m": "M", "male": "M", "1": "M"}  # numbers as in ISO/IEC 5218
 CDR = ["0", "0.5", "1", "2", "3"]  # Clinical Dementia Rating
+MAX_AGE = 120.0
+
+
+def parse_age(text: str) -> float:
+    """Years. A top-coded age, such as 90+ or >89, is its bound: the ages of the oldest are withheld in many studies.
+
+    Raises:
+        ValueError: no age of a person.
+    """
+    found = re.fullmatch(r"[>≥]?=?\s*(\d+\.?\d*|\.\d+)\s*\+?", text.strip())
+    if not found or float(found[1]) > MAX_AGE:
+        raise ValueError(text)
+    return float(found[1])
+
+
 PARSERS = {
-    "age": float,
+    "age": parse_age,
     "sex": lambda text: SEXES[text.strip().lower()],
     "diagnosis": lambda text: "AD" if text == "Dementia" else text,  # ADNIMERGE: Dementia in DX, AD in DX_bl
     "cdr": lambda text: CDR[[float(rating) for rating in CDR].index(float(text))],
@@ -65,17 +83,19 @@ def read_covariates(table: pd.DataFrame) -> pd.DataFrame:
         if column is None:
             continue
         values = []
-        for text in table[column]:
+        for line, text in enumerate(table[column], start=2):
             try:
                 values.append(None if pd.isna(text) else parse(text))
             except (KeyError, ValueError):
                 raise InputError(
-                    f"column {column!r} of the table holds {text!r}, which is no {name}; correct it or leave it empty."
+                    f"column {column!r} of the table holds {text!r} in line {line}, which is no {name}; correct it or "
+                    "leave it empty."
                 ) from None
         covariates[name] = pd.Series(values, index=table.index, dtype=object)
     years = find_column(table, YEARS_SINCE_BASELINE)
     if years and "age" in covariates:  # ADNIMERGE's AGE is that of the first visit
-        covariates["age"] += pd.to_numeric(table[years], errors="coerce").fillna(0)
+        covariates["age"] = covariates["age"].astype(float) + pd.to_numeric(table[years], errors="coerce").fillna(0)
+    covariates = covariates.astype(object)
     return covariates.where(covariates.notna(), None)
 
 
@@ -92,8 +112,15 @@ def stratum(row: dict[str, Any]) -> str:
     return next((str(row[name]) for name in ("diagnosis", "cdr", "sex") if row.get(name) is not None), "")
 
 
+class ListedImage(NamedTuple):
+    """What a table says of an image: its id, description and modality, as one text, and its ISO date."""
+
+    text: str
+    date: str
+
+
 class CovariateTable:
-    """A table of subjects, or of their visits, to look scans up in.
+    """A table of subjects, of their visits or of their images, to look scans up in.
 
     Args:
         path: CSV or TSV file with a column of subject ids.
@@ -104,31 +131,56 @@ class CovariateTable:
     """
 
     def __init__(self, path: Path, subject_pattern: str) -> None:
-        self.table = read_table(path)
-        column = find_column(self.table, SUBJECT)
+        table = read_table(path)
+        column = find_column(table, SUBJECT)
         if column is None:
             raise InputError(f"the table {path} has no column of subjects; name one of them participant_id.")
-        found = self.table[column].str.extract(subject_pattern)[0]
-        self.subjects = found.fillna(self.table[column])
-        self.covariates = read_covariates(self.table)
+        self.names = table[column].fillna("")  # as written: may hold the visit, too
+        self.subjects = self.names.str.extract(subject_pattern)[0].fillna(self.names)
+        self.covariates = read_covariates(table)
         self.features = covariate_features(self.covariates)
+        self.image_ids = self._text(table, IMAGE_ID).str.upper().str.removeprefix("I")
+        self.sessions = self._text(table, SESSION).str.removeprefix("ses-")
+        self.dates = pd.to_datetime(self._text(table, DATE), errors="coerce", format="mixed")
+        descriptions = self._text(table, DESCRIPTION[0]) + " " + self._text(table, DESCRIPTION[1])
+        self.images = {
+            image: ListedImage(f"I{image} {descriptions[row]}", "" if pd.isna(day) else day.date().isoformat())
+            for row, (image, day) in enumerate(zip(self.image_ids, self.dates, strict=True))
+            if image
+        }
 
-    def lookup(self, subject: str, date: str, image_id: str) -> dict[str, Any]:
-        """Covariates of one scan: of its image id, else of the visit nearest to its date, else of its subject.
+    @staticmethod
+    def _text(table: pd.DataFrame, names: tuple[str, ...]) -> pd.Series:
+        column = find_column(table, names)
+        return table[column].fillna("").str.strip() if column else pd.Series("", table.index)
+
+    def lookup(
+        self, subject: str, date: str = "", image_id: str = "", session: str = "", path: str = ""
+    ) -> dict[str, Any]:
+        """Covariates of one scan: of its image id, its session, its name in `path` or the visit nearest to its date.
+
+        Args:
+            subject: its id, as the pattern of the table finds it.
+            date: ISO; empty where unknown, as are the others.
+            path: of the scan; a row whose own id stands there, such as OAS1_0001_MR2, is meant.
 
         Raises:
             InputError: no row, or rows that differ and nothing to choose by.
         """
-        rows = self.table[self.subjects == subject]
-        images, dates = find_column(rows, IMAGE_ID), find_column(rows, DATE)
+        rows = self.subjects.index[self.subjects == subject]
         if rows.empty:
             raise InputError("has no row in the table of covariates; add one for its subject.")
-        if images and image_id in set(rows[images]):
-            rows = rows[rows[images] == image_id]
-        elif dates and date and rows[dates].notna().any():
-            distance = (pd.to_datetime(rows[dates], errors="coerce") - pd.Timestamp(date)).abs()
-            rows = rows[distance == distance.min()]
-        found = self.covariates.loc[rows.index].drop_duplicates()
+        for known in (
+            (self.image_ids[rows] == image_id.upper().removeprefix("I")) & (image_id != ""),
+            (self.sessions[rows] == session) & (session != ""),
+            self.names[rows].map(lambda name: name in path),
+        ):
+            matching = rows[known[rows]]
+            rows = rows if matching.empty else matching
+        distances = (self.dates[rows] - pd.to_datetime(date or None, errors="coerce")).abs()
+        if distances.notna().any():
+            rows = rows[distances == distances.min()]
+        found = self.covariates.loc[rows].drop_duplicates()
         if len(found) > 1:
             raise InputError("has several rows in the table of covariates; leave the one that belongs to it.")
         return found.iloc[0].to_dict()

@@ -1,0 +1,152 @@
+"""Which scans become slices: the volumes in a folder, those of them that are meant, and a subject's best first."""
+
+import os
+import re
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+
+from vq_ihdm.data.building import Rejections
+from vq_ihdm.data.covariates import CovariateTable
+from vq_ihdm.errors import InputError
+
+# What nibabel reads, by the file with the image: of an .img/.hdr pair the .img.
+IMAGES = (".nii", ".img", ".mgz", ".mgh", ".mnc", ".brik", ".rec")
+VOLUME_SUFFIXES = tuple(image + packed for image in IMAGES for packed in ("", ".gz", ".bz2"))
+NOT_RAW = ("derivatives", "sourcedata")  # of a BIDS tree: what was computed from the scans, what they were made from
+SEGMENTATION = re.compile(r"(mask|seg|segmentation|label|parc)s?(?![a-z])", re.IGNORECASE)  # but "masked" is an image
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A volume, and what its path tells; what it does not tell is empty or zero."""
+
+    path: Path
+    name: str  # the path below the folder of all volumes
+    subject: str
+    session: str  # BIDS `ses-`
+    run: int  # BIDS `run-`
+    date: str  # ISO
+    image_id: str  # number in the ADNI archive
+
+
+def volume_names(folder: Path) -> list[str]:
+    """Paths of the volumes below `folder`, sorted.
+
+    Hidden folders, `derivatives` and `sourcedata` are not searched. Links are followed, but no folder is searched
+    twice: a link may lead to one of its own parents.
+    """
+    names, searched = [], set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in searched:
+            folders.clear()
+            continue
+        searched.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if name.lower() not in NOT_RAW and not name.startswith("."))
+        names += [
+            (Path(place) / name).relative_to(folder).as_posix()
+            for name in files
+            if name.lower().endswith(VOLUME_SUFFIXES) and not name.startswith(".")
+        ]
+    return sorted(names)
+
+
+def iso_date(name: str) -> str:
+    """The first date in a path, such as 2008-03-14; empty where there is none."""
+    for text in re.findall(r"\d{4}-\d{2}-\d{2}", name):
+        try:
+            return date.fromisoformat(text).isoformat()
+        except ValueError:  # the 31st of February
+            continue
+    return ""
+
+
+def find_scans(folder: Path, subject_pattern: str, required: bool, rejections: Rejections) -> list[Scan]:
+    """The volumes below `folder`.
+
+    Args:
+        subject_pattern: regular expression whose group is the subject's id in a path.
+        required: leave out a path without an id; otherwise the file's name is the subject's.
+
+    Raises:
+        InputError: there is no such volume.
+    """
+    names = volume_names(folder)
+    if not names:
+        raise InputError(
+            f"no .nii or .nii.gz file, nor another volume that nibabel reads, was found in {folder}; "
+            "check --input_dir, or convert DICOM with dataset_scripts/dicom.py first."
+        )
+    scans = []
+    for name in names:
+        subject = re.search(subject_pattern, name)
+        session = re.search(r"ses-([A-Za-z0-9]+)", name)
+        run = re.search(r"run-(\d+)", name)
+        image_id = re.search(r"[/_]I(\d+)(?=[/.])", "/" + name)
+        if required and not subject:
+            rejections(name, f"{folder / name} has no subject id in its path; rename it or pass --subject_pattern.")
+        else:
+            scans.append(
+                Scan(
+                    path=folder / name,
+                    name=name,
+                    subject=subject[1]
+                    if subject
+                    else re.sub(r"(\.gz|\.bz2)?$", "", Path(name).name).rpartition(".")[0],
+                    session=session[1] if session else "",
+                    run=int(run[1]) if run else 0,
+                    date=iso_date(name),
+                    image_id=image_id[1] if image_id else "",
+                )
+            )
+    if not scans:
+        raise InputError(
+            f"none of {len(names)} volumes, such as {folder / names[0]}, has a subject id in its path; pass "
+            "--subject_pattern."
+        )
+    return scans
+
+
+def select_scans(scans: list[Scan], series: str, table: CovariateTable | None, rejections: Rejections) -> list[Scan]:
+    """Those scans whose path, or whose description, modality or image id in the table, matches `series`.
+
+    Masks and other segmentations never do. A table of image ids is itself a choice: images it does not list are left
+    out. A date that the path does not tell is that of the table.
+
+    Raises:
+        InputError: no scan matches.
+    """
+    images = table.images if table else {}
+    selected = []
+    for scan in scans:
+        image = images.get(scan.image_id)
+        text = scan.name + "\n" + (image.text if image else "")
+        if images and scan.image_id and not image:
+            rejections.not_chosen(scan.name, "its image id is not in the table.")
+        elif SEGMENTATION.search(text):
+            rejections.not_chosen(scan.name, "its path or the table says mask, label or segmentation.")
+        elif not re.search(series, text, re.IGNORECASE):
+            rejections.not_chosen(scan.name, f"neither its path nor the table says {series!r} (--series).")
+        else:
+            selected.append(replace(scan, date=scan.date or (image.date if image else "")))
+    if not selected:
+        raise InputError(
+            f"none of {len(scans)} volumes, such as {scans[0].path}, is an image of the series {series!r} that the "
+            "table lists, if it lists image ids; pass another --series or --table."
+        )
+    return selected
+
+
+def preference(scan: Scan) -> tuple:
+    """Sorts the scans of a subject, the one to take first.
+
+    The earliest visit; within it the last run, then the highest image id, for a scan is repeated when the first was
+    poor, and the ADNI archive numbers a corrected image after the one it was made from; then by name.
+    """
+    return natural(scan.session or scan.date), -scan.run, -int(scan.image_id or 0), natural(scan.name)
+
+
+def natural(text: str) -> list[str | int]:
+    """Sorts numbers in a text by their value: m6 before m12."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)]
