@@ -38,9 +38,8 @@ def blended_states(
     pipe: DiffusionPipeline, generators: list[torch.Generator], others: list[torch.Generator], blend: float
 ) -> torch.Tensor:
     """u_T between the prior draws of two lists of generators, (N, D, h, w); at `blend` 0 the pipeline's own draws."""
-    states = torch.lerp(pipe.prior.sample(len(generators), generators), pipe.prior.sample(len(others), others), blend)
-    noise = torch.stack([torch.randn(states.shape[1:], generator=generator) for generator in generators])
-    return states + pipe.scheduler.config.delta * noise.to(states)
+    blurred = torch.lerp(pipe.prior.sample(len(generators), generators), pipe.prior.sample(len(others), others), blend)
+    return pipe.prepare_latents(generators, blurred)
 
 
 def draw(

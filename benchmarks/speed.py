@@ -174,7 +174,7 @@ def sampling(args: argparse.Namespace) -> list[Row]:
     for threads in args.threads:
         torch.set_num_threads(threads)
         for batch in args.batch_sizes:
-            state = pipe.prior.sample(batch, torch.Generator().manual_seed(0))
+            state = pipe.prepare_latents(pipe.image_generators(batch, torch.Generator().manual_seed(0)))
             sigma = torch.full((batch,), pipe.prior.sigma)
 
             @torch.no_grad()

@@ -29,18 +29,16 @@ def main() -> None:
     sharp = pipe.embed_codes(code_indices)
     sigma_T = pipe.prior.sigma
     sigmas = [s for s in (0.5, 1.0, 2.0) if s < sigma_T]
-    final = blur(sharp, sigma_T) + pipe.scheduler.config.delta * torch.randn(
-        sharp.shape, generator=torch.Generator().manual_seed(args.seed)
-    )
+    final = pipe.prepare_latents([torch.Generator().manual_seed(args.seed)], blur(sharp, sigma_T))
     forward = [("slice x", image[0, 0] * 2 - 1), ("codes z_0", code_indices[0]), ("embeddings e_0", sharp)]
     forward += [(f"blurred, sigma {sigma:g}", blur(sharp, sigma)) for sigma in sigmas]
     forward += [(f"u_T, sigma {sigma_T:g} + noise", final)]
 
     generator = torch.Generator().manual_seed(args.seed + 1)
-    draw = pipe.prior.sample(1, generator)
-    drawn = pipe(1, sample=draw, generator=generator, output_type="latent").images
+    draw = pipe.prepare_latents([generator])
+    drawn = pipe(1, sample=draw, generator=[generator], output_type="latent").images
     sampling = [
-        ("u_T from the prior", draw),
+        ("u_T: prior + noise", draw),
         ("codes, one evaluation", drawn[0]),
         ("decoded", pipe.decode_codes(drawn)[0, 0]),
     ]

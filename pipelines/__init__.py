@@ -1,18 +1,18 @@
 """The systems as diffusers pipelines, one a file."""
 
-import json
 import os
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 
 from ..errors import InputError
+from ..files import read_json
 from .pipeline_absorbing_diffusion import AbsorbingDiffusionPipeline
 from .pipeline_gan import GANPipeline
 from .pipeline_latent_diffusion import LatentDiffusionPipeline
 from .pipeline_pixel_ihdm import PixelIHDMPipeline
 from .pipeline_vq_ihdm import VQIHDMPipeline
-from .slice_pipeline import SlicePipeline
+from .slice_pipeline import HUB_ARGUMENTS, SlicePipeline
 
 PIPELINES: dict[str, type[SlicePipeline]] = {
     cls.__name__: cls
@@ -24,24 +24,27 @@ def load_pipeline(path: str | os.PathLike, **kwargs) -> SlicePipeline:
     """Load whichever of our pipelines a folder or Hub repository holds; keywords as for `from_pretrained`.
 
     Raises:
-        InputError: there is no such folder or repository, it holds none of our pipelines, or not all of one.
+        InputError: there is no such folder or repository, it holds none of our pipelines, or one that is damaged.
     """
     index = Path(path) / "model_index.json"
     try:
         if not Path(path).is_dir():
-            index = Path(hf_hub_download(str(path), "model_index.json"))
+            hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+            index = Path(hf_hub_download(str(path), "model_index.json", **hub))
     except (OSError, ValueError) as error:  # no such repository, no network, or no possible name of one
         raise InputError(f"{path} is no folder and no repository ({str(error).splitlines()[0]})") from error
     if not index.is_file():
         raise InputError(f"{path} holds no pipeline: it has no model_index.json")
-    name = json.loads(index.read_text())["_class_name"]
-    name = name[1] if isinstance(name, list) else name  # [module, class] where code travels along
+    name = read_json(index).get("_class_name")
+    name = name[-1] if isinstance(name, list) and name else name  # [module, class] where code travels along
+    if not isinstance(name, str):
+        raise InputError(f"{index} names no class of a pipeline; save the pipeline again")
     if name not in PIPELINES:
         raise InputError(f"{path} holds a {name}, which is none of {', '.join(PIPELINES)}")
     try:
         return PIPELINES[name].from_pretrained(path, **kwargs)
-    except OSError as error:
-        raise InputError(f"{path} is no complete {name} ({str(error).splitlines()[0]}); save it again") from error
+    except InputError as error:
+        raise InputError(f"{path} is no complete {name}: {error}") from error
 
 
 __all__ = [

@@ -7,6 +7,7 @@ from diffusers import ImagePipelineOutput, VQModel
 
 from ..baselines.absorbing import AbsorbingDenoiser, to_reveal
 from ..scheduling_heat_dissipation import code_probabilities, draw_codes, rand_each
+from ..weights import check_equal
 from .token_pipeline import TokenPipeline
 
 
@@ -25,6 +26,11 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
     def __init__(self, vqvae: VQModel, denoiser: AbsorbingDenoiser):
         super().__init__()
         self.register_modules(vqvae=vqvae, denoiser=denoiser)
+
+    def check_components(self) -> None:
+        super().check_components()
+        num_codes = self.vqvae.config.num_vq_embeddings
+        check_equal("number of codes", vqvae=num_codes, denoiser=self.denoiser.config.num_codes)
 
     @torch.no_grad()
     def __call__(

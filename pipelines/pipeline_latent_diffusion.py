@@ -5,6 +5,7 @@ from diffusers import DPMSolverMultistepScheduler, ImagePipelineOutput, UNet2DMo
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..baselines.latent_diffusion import padding
+from ..weights import check_equal
 from .token_pipeline import TokenPipeline
 
 
@@ -24,6 +25,10 @@ class LatentDiffusionPipeline(TokenPipeline):
     def __init__(self, vqvae: VQModel, unet: UNet2DModel, scheduler: DPMSolverMultistepScheduler):
         super().__init__()
         self.register_modules(vqvae=vqvae, unet=unet, scheduler=scheduler)
+
+    def check_components(self) -> None:
+        super().check_components()
+        check_equal("dimension of a code", vqvae=self.vqvae.config.vq_embed_dim, unet=self.unet.config.in_channels)
 
     @torch.no_grad()
     def __call__(

@@ -6,6 +6,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..baselines.pixel_ihdm import InverseHeatScheduler
 from ..prior import BlurryPrior
+from ..weights import check_equal
 from .slice_pipeline import SlicePipeline
 
 
@@ -15,8 +16,11 @@ class PixelIHDMPipeline(SlicePipeline):
     Args:
         unet ([`~diffusers.UNet2DModel`]): predicts what the next, less blurred state has more.
         prior ([`BlurryPrior`]): where the most blurred state comes from; of kind `images`, blurred training slices,
-            in the paper. It must belong to the scheduler's `sigma_max`.
+            in the paper.
         scheduler ([`InverseHeatScheduler`]): the blur widths and the noise.
+
+    Raises:
+        InputError: the prior was fitted at another sigma than the scheduler's `sigma_max`.
     """
 
     COMPONENTS = {"unet": UNet2DModel, "prior": BlurryPrior, "scheduler": InverseHeatScheduler}
@@ -26,6 +30,12 @@ class PixelIHDMPipeline(SlicePipeline):
     def __init__(self, unet: UNet2DModel, prior: BlurryPrior, scheduler: InverseHeatScheduler):
         super().__init__()
         self.register_modules(unet=unet, prior=prior, scheduler=scheduler)
+
+    def check_components(self) -> None:
+        super().check_components()
+        check_equal(
+            "sigma of the most blurred state", prior=self.prior.sigma, scheduler=self.scheduler.config.sigma_max
+        )
 
     @torch.no_grad()
     def __call__(

@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 import torch
 from diffusers import ImagePipelineOutput, VQModel
+from diffusers.utils.torch_utils import randn_tensor
 
 from ..denoiser import VQIHDMDenoiser
 from ..prior import BlurryPrior
 from ..scheduling_heat_dissipation import OPEN, HeatDissipationScheduler
+from ..weights import check_equal
 from .token_pipeline import TokenPipeline
 
 
@@ -17,8 +19,12 @@ class VQIHDMPipeline(TokenPipeline):
     Args:
         vqvae ([`~diffusers.VQModel`]): the tokenizer of stage 1.
         denoiser ([`VQIHDMDenoiser`]): p(z_0 | u_T, revealed codes).
-        prior ([`BlurryPrior`]): where u_T comes from. It must belong to the scheduler's `sigma_max`.
+        prior ([`BlurryPrior`]): where u_T comes from.
         scheduler ([`HeatDissipationScheduler`]): draws and reveals codes.
+
+    Raises:
+        InputError: they do not belong together: of another codebook or grid, or the prior was fitted at another sigma
+            than the scheduler's `sigma_max`.
     """
 
     COMPONENTS = {
@@ -41,9 +47,29 @@ class VQIHDMPipeline(TokenPipeline):
         super().__init__()
         self.register_modules(vqvae=vqvae, denoiser=denoiser, prior=prior, scheduler=scheduler)
 
+    def check_components(self) -> None:
+        super().check_components()
+        vqvae, denoiser, prior = self.vqvae.config, self.denoiser.config, self.prior.config
+        check_equal("sigma_T", prior=prior.sigma, scheduler=self.scheduler.config.sigma_max)
+        check_equal("number of codes", vqvae=vqvae.num_vq_embeddings, denoiser=denoiser.num_codes)
+        shapes = {name: (c.code_dim, c.height, c.width) for name, c in (("denoiser", denoiser), ("prior", prior))}
+        check_equal("shape of u_T", **shapes)
+
     def embed_codes(self, code_indices: torch.LongTensor) -> torch.Tensor:
         """(B, h, w) code indices -> (B, D, h, w) standardised embeddings e_0."""
         return self.denoiser.embed_codes(code_indices)
+
+    def prepare_latents(self, generators: list[torch.Generator], blurred: torch.Tensor | None = None) -> torch.Tensor:
+        """Draw u_T = blur(e_0, sigma_T) + delta * noise, (N, D, h, w): where sampling starts.
+
+        Args:
+            generators: one for each image.
+            blurred: (N, D, h, w) the blurred embeddings without their noise; from the prior unless given.
+        """
+        if blurred is None:
+            blurred = self.prior.sample(len(generators), generators)
+        noise = randn_tensor(blurred.shape, generators, blurred.device)
+        return blurred + self.scheduler.config.delta * noise.to(blurred.dtype)
 
     @torch.no_grad()
     def __call__(
@@ -69,7 +95,7 @@ class VQIHDMPipeline(TokenPipeline):
                 the most likely code.
             generator: one, from which a seed is drawn for each image, or a list with one for each image. The same
                 seed gives the same images whatever `batch_size`.
-            sample: (num_images, D, h, w) blurred embeddings u_T to start from instead of draws from the prior.
+            sample: (num_images, D, h, w) u_T, noise included, to start from instead of `prepare_latents`.
             batch_size: images that are worked on at a time.
             output_type: `pil` (mode L), `np` (N, H, W, 1) or `pt` (N, 1, H, W) in [0, 1], or `latent`: code indices
                 (N, h, w).
@@ -105,10 +131,7 @@ class VQIHDMPipeline(TokenPipeline):
         device = self._execution_device
         num_images, config = len(generators), self.denoiser.config
         if sample is None:
-            sample = self.prior.sample(num_images, generators)
-            shape = sample.shape[1:]
-            noise = torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators])
-            sample = sample + self.scheduler.config.delta * noise.to(sample)
+            sample = self.prepare_latents(generators)
         sample = sample.to(device, self.denoiser.dtype)
         sigma = torch.full((num_images,), self.prior.sigma, device=device)
         code_indices = torch.full((num_images, config.height, config.width), OPEN, device=device)

@@ -18,8 +18,12 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from huggingface_hub import HfApi, snapshot_download
 from PIL import Image
 
+from ..weights import check_finite, load_component
+
 # What a pipeline's folder holds beside what is needed to load it (see `vq_ihdm.hub`).
 COMPANIONS = ("README.md", "training.json", "notes.md", "*.png", "audit_index.safetensors", "evaluation/*")
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+PICKLES = ["*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl"]  # never downloaded
 
 
 class SlicePipeline(DiffusionPipeline):
@@ -36,6 +40,21 @@ class SlicePipeline(DiffusionPipeline):
         # diffusers warns of components that are not of the annotated type. Loaded by the code beside the weights they
         # never are: each comes from a file of its own, and the annotation from the pipeline's.
         return dict.fromkeys(cls.COMPONENTS, (inspect.Signature.empty,))
+
+    def register_modules(self, **components: Any) -> None:
+        """As `DiffusionPipeline.register_modules`, which every constructor calls, and a check of what was given."""
+        super().register_modules(**components)
+        self.check_components()
+
+    def check_components(self) -> None:
+        """Asked when a pipeline is made, so whenever one is loaded, and when it is saved.
+
+        Raises:
+            InputError: a weight is not finite, or the components do not belong together.
+        """
+        for name, component in self.components.items():
+            if isinstance(component, torch.nn.Module):
+                check_finite(component, name)
 
     @staticmethod
     def image_generators(
@@ -74,30 +93,51 @@ class SlicePipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike, torch_dtype: torch.dtype = torch.float32, **kwargs
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        torch_dtype: torch.dtype = torch.float32,
+        variant: str | None = None,
+        use_safetensors: bool = True,
+        **kwargs,
     ) -> "SlicePipeline":
         """Load from a folder or a Hub repository with the classes of the installed package.
 
-        The code that travels in the repository is not run, hence no trust flag is needed.
+        The code that travels in the repository is not run, hence no trust flag is needed; and no pickle is read.
 
         Args:
             torch_dtype: of the networks' weights; `dtype`, its newer name, is understood too.
-            kwargs: components to be used instead of the stored ones, by name; the rest goes to
-                `huggingface_hub.snapshot_download` (`revision`, `token`, `cache_dir`, ...).
+            variant: of the weights' files, such as `fp16`, for every network that was saved as one.
+            use_safetensors: only True.
+            kwargs: components to be used instead of the stored ones, by name; and `revision`, `token`, `cache_dir`,
+                `local_files_only` and `force_download`, where a repository is downloaded.
+
+        Raises:
+            InputError: a component cannot be read, is incomplete or not finite, or does not belong to the others.
+            ValueError: `use_safetensors` is False, or no network has the `variant`.
+            TypeError: another keyword.
         """
         torch_dtype = kwargs.pop("dtype", torch_dtype)
         given = {name: kwargs.pop(name) for name in cls.COMPONENTS if name in kwargs}
+        hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+        if kwargs:
+            raise TypeError(f"{cls.__name__}.from_pretrained takes no {', '.join(kwargs)}")
+        if not use_safetensors:
+            raise ValueError("weights are read from safetensors alone; leave out use_safetensors=False")
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
-            folder = Path(snapshot_download(str(pretrained_model_name_or_path), **kwargs))
+            folder = Path(snapshot_download(str(pretrained_model_name_or_path), ignore_patterns=PICKLES, **hub))
+        has_variant = {name for name in cls.COMPONENTS if any((folder / name).glob(f"*.{variant}*.safetensors"))}
+        if variant is not None and not has_variant:
+            raise ValueError(f"{pretrained_model_name_or_path} holds no weights of the variant {variant}")
         components = {}
         for name, component in cls.COMPONENTS.items():
             if name in given:
                 components[name] = given[name]
-            elif issubclass(component, torch.nn.Module):
-                components[name] = component.from_pretrained(folder / name, torch_dtype=torch_dtype).eval()
-            else:
-                components[name] = component.from_pretrained(folder / name)
+                continue
+            options = {}
+            if issubclass(component, torch.nn.Module):
+                options = {"torch_dtype": torch_dtype, "variant": variant if name in has_variant else None}
+            components[name] = load_component(component, folder / name, **options)
         pipeline = cls(**components)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipeline
@@ -114,6 +154,9 @@ class SlicePipeline(DiffusionPipeline):
                 `commit_message` say how.
         """
         hub = {name: kwargs.pop(name) for name in ("repo_id", "private", "token", "commit_message") if name in kwargs}
+        if not kwargs.get("safe_serialization", True):
+            raise ValueError("weights are saved as safetensors alone; leave out safe_serialization=False")
+        self.check_components()
         super().save_pretrained(save_directory, **kwargs)
         folder = Path(save_directory)
         index = json.loads((folder / "model_index.json").read_text())

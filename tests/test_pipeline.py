@@ -89,7 +89,7 @@ def test_without_generator_the_global_seed_decides(pipeline):
 
 def test_temperature_zero_leaves_the_prior_as_the_only_chance(pipeline):
     """Given u_T the most likely codes are one answer, whatever the generators say."""
-    u_T = pipeline.prior.sample(3, seeded())
+    u_T = pipeline.prepare_latents(generators(3))
     first, second = (
         pipeline(3, temperature=0, sample=u_T, generator=seeded(seed), output_type="latent").images for seed in (0, 1)
     )
@@ -113,6 +113,22 @@ def test_delta_of_the_scheduler_noises_the_prior():
     noisy.scheduler.register_to_config(delta=2.0)
     first, second = (p(4, temperature=0, generator=seeded(), output_type="latent").images for p in (clean, noisy))
     assert not torch.equal(first, second)
+
+
+def test_u_T_is_a_draw_of_the_prior_with_noise_of_the_same_generators(pipeline):
+    """In one place: given back as `sample` it is what the pipeline draws by itself."""
+    delta = pipeline.scheduler.config.delta
+    latents, again = (pipeline.prepare_latents(generators(200)) for _ in range(2))
+    assert latents.shape == (200, CODE_DIM, HEIGHT, WIDTH) and torch.equal(latents, again)
+    noise = latents - pipeline.prior.sample(200, generators(200))
+    assert noise.std() == pytest.approx(delta, rel=0.02) and abs(noise.mean()) < 0.02 * delta
+    shifted = pipeline.prepare_latents(generators(3), torch.full((3, CODE_DIM, HEIGHT, WIDTH), 5.0))
+    assert shifted.mean() == pytest.approx(5, abs=0.02) and shifted.std() == pytest.approx(delta, rel=0.1)
+
+    given = generators(3)
+    u_T = pipeline.prepare_latents(given)  # the rest of the generators' numbers goes to the codes
+    images = pipeline(3, 2, sample=u_T, generator=given, output_type="latent").images
+    assert torch.equal(images, pipeline(3, 2, generator=generators(3), output_type="latent").images)
 
 
 def test_callback_sees_and_replaces_the_state(pipeline):
@@ -183,7 +199,7 @@ def test_round_trip_bit_for_bit(pipeline, pipeline_folder):
 
 
 def test_components_can_be_replaced_on_loading(pipeline, pipeline_folder):
-    scheduler = type(pipeline.scheduler)(num_train_timesteps=3)
+    scheduler = type(pipeline.scheduler)(num_train_timesteps=3, sigma_max=2.0)
     assert VQIHDMPipeline.from_pretrained(pipeline_folder, scheduler=scheduler).scheduler is scheduler
 
 

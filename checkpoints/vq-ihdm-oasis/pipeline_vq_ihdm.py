@@ -1,4 +1,4 @@
-# Made by `save_pretrained` from vq_ihdm.denoiser, vq_ihdm.heat, vq_ihdm.prior, vq_ihdm.scheduling_heat_dissipation, vq_ihdm.code_indices, vq_ihdm.pipelines.slice_pipeline, vq_ihdm.pipelines.token_pipeline, vq_ihdm.pipelines.pipeline_vq_ihdm.
+# Made by `save_pretrained` from vq_ihdm.denoiser, vq_ihdm.heat, vq_ihdm.prior, vq_ihdm.scheduling_heat_dissipation, vq_ihdm.errors, vq_ihdm.weights, vq_ihdm.code_indices, vq_ihdm.pipelines.slice_pipeline, vq_ihdm.pipelines.token_pipeline, vq_ihdm.pipelines.pipeline_vq_ihdm.
 """The denoiser: BERT over the positions of a code grid."""
 
 import math
@@ -386,6 +386,9 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
         delta: standard deviation of the noise on u_t, in units of the standardised embeddings.
         temperature: divides the logits before a code is drawn; 0 takes the most likely code.
         top_p: draw from the smallest set of codes that holds this much probability.
+
+    Raises:
+        ValueError: numbers without sense.
     """
 
     order = 1
@@ -400,6 +403,8 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
         temperature: float = 1.0,
         top_p: float = 1.0,
     ):
+        if not (0 < sigma_min <= sigma_max < math.inf and 0 <= delta < math.inf):
+            raise ValueError(f"0 < sigma_min <= sigma_max and 0 <= delta, not {sigma_min}, {sigma_max} and {delta}")
         # sigmas[t] belongs to timestep t; t = 0 is the sharp state.
         self.sigmas = torch.cat(
             [torch.zeros(1), sigma_schedule(sigma_min, sigma_max, num_train_timesteps).to(torch.float32)]
@@ -496,7 +501,7 @@ def code_probabilities(logits: torch.Tensor, temperature: float, top_p: float) -
     Raises:
         ValueError: temperature < 0 or top_p outside (0, 1].
     """
-    if temperature < 0:
+    if not temperature >= 0:
         raise ValueError(f"temperature must not be negative, but is {temperature}")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must lie in (0, 1], but is {top_p}")
@@ -537,6 +542,91 @@ def rand_each(
     else:
         uniform = draw((batch, *shape), generator)
     return uniform.to(finest_dtype(device)).to(device)
+
+
+"""How a user's mistake is told: one sentence with the remedy, a non-zero exit, no traceback."""
+
+import sys
+from collections.abc import Callable
+
+
+class InputError(ValueError):
+    """Input that cannot be used. The message is one sentence: what is wrong, where, and the remedy."""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script's `main`; an `InputError` becomes one line on stderr and exit code 1."""
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+"""What is asked of networks before they draw: complete, finite, made for each other.
+
+The libraries fill a tensor that a file lacks with random numbers and go on, and NaN gives pictures, too.
+"""
+
+import os
+import re
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+
+
+def load_component(cls: type, path: str | os.PathLike, **kwargs: Any) -> Any:
+    """`cls.from_pretrained`; of a network, from safetensors alone and in evaluation mode.
+
+    Args:
+        cls: a scheduler, or a model of diffusers or transformers.
+        path: folder or Hub id.
+        kwargs: of `from_pretrained`.
+
+    Raises:
+        InputError: there is nothing that can be read, or the weights lack a tensor, have one too many, or one of
+            another shape than their config's.
+    """
+    is_network = issubclass(cls, torch.nn.Module)
+    if is_network:
+        kwargs |= {"use_safetensors": True, "output_loading_info": True}
+    if issubclass(cls, PreTrainedModel):
+        kwargs["ignore_mismatched_sizes"] = True  # they are named below; diffusers names them in an error of its own
+    try:
+        loaded = cls.from_pretrained(path, **kwargs)
+    except Exception as error:  # of diffusers, transformers, safetensors, torch or a config's class
+        reason = re.split(r"\n|\.\s", str(error).strip() or type(error).__name__)[0]  # its first sentence
+        raise InputError(f"{path} cannot be read as {cls.__name__} ({reason}); save it again") from error
+    if not is_network:
+        return loaded
+    model, info = loaded
+    problems = {"lack": info["missing_keys"], "have no place for": info["unexpected_keys"]}
+    problems["have another shape of"] = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
+    for problem, names in problems.items():
+        if names:
+            raise InputError(f"the weights of {path} {problem} {sorted(names)[0]}; save them again")
+    return model.eval()
+
+
+def check_finite(model: torch.nn.Module, name: str) -> None:
+    """
+    Raises:
+        InputError: a parameter or buffer of `model`, called `name` in the message, is NaN or infinite.
+    """
+    for key, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{name}.{key} holds numbers that are not finite")
+
+
+def check_equal(what: str, **values: Any) -> None:
+    """
+    Raises:
+        InputError: components, given by name with what each says of `what`, do not belong together.
+    """
+    if len(set(values.values())) > 1:
+        said = ", ".join(f"{name} {value}" for name, value in values.items())
+        raise InputError(f"components of one pipeline have one {what}, not {said}")
 
 
 """From slices to code indices and back, for training, evaluation and sampling alike."""
@@ -586,8 +676,11 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from huggingface_hub import HfApi, snapshot_download
 from PIL import Image
 
+
 # What a pipeline's folder holds beside what is needed to load it (see `vq_ihdm.hub`).
 COMPANIONS = ("README.md", "training.json", "notes.md", "*.png", "audit_index.safetensors", "evaluation/*")
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+PICKLES = ["*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl"]  # never downloaded
 
 
 class SlicePipeline(DiffusionPipeline):
@@ -604,6 +697,21 @@ class SlicePipeline(DiffusionPipeline):
         # diffusers warns of components that are not of the annotated type. Loaded by the code beside the weights they
         # never are: each comes from a file of its own, and the annotation from the pipeline's.
         return dict.fromkeys(cls.COMPONENTS, (inspect.Signature.empty,))
+
+    def register_modules(self, **components: Any) -> None:
+        """As `DiffusionPipeline.register_modules`, which every constructor calls, and a check of what was given."""
+        super().register_modules(**components)
+        self.check_components()
+
+    def check_components(self) -> None:
+        """Asked when a pipeline is made, so whenever one is loaded, and when it is saved.
+
+        Raises:
+            InputError: a weight is not finite, or the components do not belong together.
+        """
+        for name, component in self.components.items():
+            if isinstance(component, torch.nn.Module):
+                check_finite(component, name)
 
     @staticmethod
     def image_generators(
@@ -642,30 +750,51 @@ class SlicePipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike, torch_dtype: torch.dtype = torch.float32, **kwargs
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        torch_dtype: torch.dtype = torch.float32,
+        variant: str | None = None,
+        use_safetensors: bool = True,
+        **kwargs,
     ) -> "SlicePipeline":
         """Load from a folder or a Hub repository with the classes of the installed package.
 
-        The code that travels in the repository is not run, hence no trust flag is needed.
+        The code that travels in the repository is not run, hence no trust flag is needed; and no pickle is read.
 
         Args:
             torch_dtype: of the networks' weights; `dtype`, its newer name, is understood too.
-            kwargs: components to be used instead of the stored ones, by name; the rest goes to
-                `huggingface_hub.snapshot_download` (`revision`, `token`, `cache_dir`, ...).
+            variant: of the weights' files, such as `fp16`, for every network that was saved as one.
+            use_safetensors: only True.
+            kwargs: components to be used instead of the stored ones, by name; and `revision`, `token`, `cache_dir`,
+                `local_files_only` and `force_download`, where a repository is downloaded.
+
+        Raises:
+            InputError: a component cannot be read, is incomplete or not finite, or does not belong to the others.
+            ValueError: `use_safetensors` is False, or no network has the `variant`.
+            TypeError: another keyword.
         """
         torch_dtype = kwargs.pop("dtype", torch_dtype)
         given = {name: kwargs.pop(name) for name in cls.COMPONENTS if name in kwargs}
+        hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+        if kwargs:
+            raise TypeError(f"{cls.__name__}.from_pretrained takes no {', '.join(kwargs)}")
+        if not use_safetensors:
+            raise ValueError("weights are read from safetensors alone; leave out use_safetensors=False")
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
-            folder = Path(snapshot_download(str(pretrained_model_name_or_path), **kwargs))
+            folder = Path(snapshot_download(str(pretrained_model_name_or_path), ignore_patterns=PICKLES, **hub))
+        has_variant = {name for name in cls.COMPONENTS if any((folder / name).glob(f"*.{variant}*.safetensors"))}
+        if variant is not None and not has_variant:
+            raise ValueError(f"{pretrained_model_name_or_path} holds no weights of the variant {variant}")
         components = {}
         for name, component in cls.COMPONENTS.items():
             if name in given:
                 components[name] = given[name]
-            elif issubclass(component, torch.nn.Module):
-                components[name] = component.from_pretrained(folder / name, torch_dtype=torch_dtype).eval()
-            else:
-                components[name] = component.from_pretrained(folder / name)
+                continue
+            options = {}
+            if issubclass(component, torch.nn.Module):
+                options = {"torch_dtype": torch_dtype, "variant": variant if name in has_variant else None}
+            components[name] = load_component(component, folder / name, **options)
         pipeline = cls(**components)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipeline
@@ -682,6 +811,9 @@ class SlicePipeline(DiffusionPipeline):
                 `commit_message` say how.
         """
         hub = {name: kwargs.pop(name) for name in ("repo_id", "private", "token", "commit_message") if name in kwargs}
+        if not kwargs.get("safe_serialization", True):
+            raise ValueError("weights are saved as safetensors alone; leave out safe_serialization=False")
+        self.check_components()
         super().save_pretrained(save_directory, **kwargs)
         folder = Path(save_directory)
         index = json.loads((folder / "model_index.json").read_text())
@@ -801,6 +933,7 @@ from collections.abc import Callable
 
 import torch
 from diffusers import ImagePipelineOutput, VQModel
+from diffusers.utils.torch_utils import randn_tensor
 
 
 
@@ -810,8 +943,12 @@ class VQIHDMPipeline(TokenPipeline):
     Args:
         vqvae ([`~diffusers.VQModel`]): the tokenizer of stage 1.
         denoiser ([`VQIHDMDenoiser`]): p(z_0 | u_T, revealed codes).
-        prior ([`BlurryPrior`]): where u_T comes from. It must belong to the scheduler's `sigma_max`.
+        prior ([`BlurryPrior`]): where u_T comes from.
         scheduler ([`HeatDissipationScheduler`]): draws and reveals codes.
+
+    Raises:
+        InputError: they do not belong together: of another codebook or grid, or the prior was fitted at another sigma
+            than the scheduler's `sigma_max`.
     """
 
     COMPONENTS = {
@@ -834,9 +971,29 @@ class VQIHDMPipeline(TokenPipeline):
         super().__init__()
         self.register_modules(vqvae=vqvae, denoiser=denoiser, prior=prior, scheduler=scheduler)
 
+    def check_components(self) -> None:
+        super().check_components()
+        vqvae, denoiser, prior = self.vqvae.config, self.denoiser.config, self.prior.config
+        check_equal("sigma_T", prior=prior.sigma, scheduler=self.scheduler.config.sigma_max)
+        check_equal("number of codes", vqvae=vqvae.num_vq_embeddings, denoiser=denoiser.num_codes)
+        shapes = {name: (c.code_dim, c.height, c.width) for name, c in (("denoiser", denoiser), ("prior", prior))}
+        check_equal("shape of u_T", **shapes)
+
     def embed_codes(self, code_indices: torch.LongTensor) -> torch.Tensor:
         """(B, h, w) code indices -> (B, D, h, w) standardised embeddings e_0."""
         return self.denoiser.embed_codes(code_indices)
+
+    def prepare_latents(self, generators: list[torch.Generator], blurred: torch.Tensor | None = None) -> torch.Tensor:
+        """Draw u_T = blur(e_0, sigma_T) + delta * noise, (N, D, h, w): where sampling starts.
+
+        Args:
+            generators: one for each image.
+            blurred: (N, D, h, w) the blurred embeddings without their noise; from the prior unless given.
+        """
+        if blurred is None:
+            blurred = self.prior.sample(len(generators), generators)
+        noise = randn_tensor(blurred.shape, generators, blurred.device)
+        return blurred + self.scheduler.config.delta * noise.to(blurred.dtype)
 
     @torch.no_grad()
     def __call__(
@@ -862,7 +1019,7 @@ class VQIHDMPipeline(TokenPipeline):
                 the most likely code.
             generator: one, from which a seed is drawn for each image, or a list with one for each image. The same
                 seed gives the same images whatever `batch_size`.
-            sample: (num_images, D, h, w) blurred embeddings u_T to start from instead of draws from the prior.
+            sample: (num_images, D, h, w) u_T, noise included, to start from instead of `prepare_latents`.
             batch_size: images that are worked on at a time.
             output_type: `pil` (mode L), `np` (N, H, W, 1) or `pt` (N, 1, H, W) in [0, 1], or `latent`: code indices
                 (N, h, w).
@@ -898,10 +1055,7 @@ class VQIHDMPipeline(TokenPipeline):
         device = self._execution_device
         num_images, config = len(generators), self.denoiser.config
         if sample is None:
-            sample = self.prior.sample(num_images, generators)
-            shape = sample.shape[1:]
-            noise = torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators])
-            sample = sample + self.scheduler.config.delta * noise.to(sample)
+            sample = self.prepare_latents(generators)
         sample = sample.to(device, self.denoiser.dtype)
         sigma = torch.full((num_images,), self.prior.sigma, device=device)
         code_indices = torch.full((num_images, config.height, config.width), OPEN, device=device)

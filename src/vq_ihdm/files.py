@@ -1,10 +1,14 @@
 """Files and folders appear under their final name whole or not at all."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from .errors import InputError
 
 
 @contextmanager
@@ -32,3 +36,18 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """The object a JSON file holds.
+
+    Raises:
+        InputError: the file is no JSON, or holds something else.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:  # of the file, its encoding or its syntax
+        raise InputError(f"{path} cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no JSON object")
+    return content

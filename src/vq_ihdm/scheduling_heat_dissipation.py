@@ -53,6 +53,9 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
         delta: standard deviation of the noise on u_t, in units of the standardised embeddings.
         temperature: divides the logits before a code is drawn; 0 takes the most likely code.
         top_p: draw from the smallest set of codes that holds this much probability.
+
+    Raises:
+        ValueError: numbers without sense.
     """
 
     order = 1
@@ -67,6 +70,8 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
         temperature: float = 1.0,
         top_p: float = 1.0,
     ):
+        if not (0 < sigma_min <= sigma_max < math.inf and 0 <= delta < math.inf):
+            raise ValueError(f"0 < sigma_min <= sigma_max and 0 <= delta, not {sigma_min}, {sigma_max} and {delta}")
         # sigmas[t] belongs to timestep t; t = 0 is the sharp state.
         self.sigmas = torch.cat(
             [torch.zeros(1), sigma_schedule(sigma_min, sigma_max, num_train_timesteps).to(torch.float32)]
@@ -163,7 +168,7 @@ def code_probabilities(logits: torch.Tensor, temperature: float, top_p: float) -
     Raises:
         ValueError: temperature < 0 or top_p outside (0, 1].
     """
-    if temperature < 0:
+    if not temperature >= 0:
         raise ValueError(f"temperature must not be negative, but is {temperature}")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must lie in (0, 1], but is {top_p}")

@@ -17,6 +17,7 @@ from ..data.cards import ADNI, IXI, OASIS1, OWN, TEMPLATE
 from ..errors import InputError
 from ..evaluation.report import EXPLANATIONS, table
 from ..evaluation.report import describe_audit as describe_verdict
+from ..files import read_json
 from .audit import audit_failures, memorisation_figures
 from .record import RECORD, read_record
 
@@ -90,7 +91,7 @@ def model_card(folder: Path, name: str | None = None) -> ModelCard:
 
 def read_report(folder: Path) -> dict[str, Any] | None:
     file = folder / "evaluation" / "report.json"
-    return json.loads(file.read_text()) if file.is_file() else None
+    return read_json(file) if file.is_file() else None
 
 
 def eval_results(data: dict[str, Any], report: dict[str, Any] | None) -> list[EvalResult]:

@@ -31,11 +31,16 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from .._version import __version__
 from ..data.cards import OWN
+from ..errors import InputError
+from ..files import read_json
 
 RECORD = "training.json"
 DATA_FACTS = "vq_ihdm.json"
 # Of the flags whose value is text only these name a method; any other may be a path or an account.
 METHODS = ("lr_scheduler", "mixed_precision", "model", "perceptual", "prior")
+
+# What is taken for true of data that no builder of ours prepared.
+UNKNOWN = {"source": OWN.name, "licence": OWN.licence, "redistribution": OWN.redistribution, "template": False}
 
 
 def data_facts(dataset_name: str | None, splits: DatasetDict) -> dict[str, Any]:
@@ -47,15 +52,14 @@ def data_facts(dataset_name: str | None, splits: DatasetDict) -> dict[str, Any]:
         splits: the loaded set.
     """
     file = dataset_name and repository_file(dataset_name, DATA_FACTS, "dataset")
-    facts = json.loads(file.read_text()) if file else {}
+    facts = read_json(file) if file else {}
     names = ("source", "licence", "redistribution", "template", "spacing_mm", "image_size", "bit_depth")
-    unknown = {"source": OWN.name, "licence": OWN.licence, "redistribution": OWN.redistribution, "template": False}
     counts = {}
     for name, split in splits.items():
         counts[name] = {"slices": len(split)}
         if "subject" in split.column_names:
             counts[name]["subjects"] = len(split.unique("subject"))
-    return unknown | {name: facts[name] for name in names if name in facts} | {"splits": counts}
+    return UNKNOWN | {name: facts[name] for name in names if name in facts} | {"splits": counts}
 
 
 def stage_record(args: argparse.Namespace, metrics: dict[str, float]) -> dict[str, Any]:
@@ -97,9 +101,21 @@ def write_record(folder: Path, data: dict[str, Any], stages: list[dict[str, Any]
 
 
 def read_record(path_or_id: str | os.PathLike) -> dict[str, Any] | None:
-    """The record of a model folder or Hub repository; None where there is none."""
+    """The record of a model folder or Hub repository; None where there is none.
+
+    Raises:
+        InputError: the file holds no record.
+    """
     file = repository_file(path_or_id, RECORD)
-    return json.loads(file.read_text()) if file else None
+    if file is None:
+        return None
+    record = read_json(file)
+    data = record.get("data")
+    if not (
+        isinstance(data, dict) and data.keys() >= UNKNOWN.keys() | {"splits"} and isinstance(record.get("stages"), list)
+    ):
+        raise InputError(f"{file} is no record of a training; take the {RECORD} that was saved with the weights")
+    return record
 
 
 def repository_file(path_or_id: str | os.PathLike, name: str, repo_type: str = "model") -> Path | None:

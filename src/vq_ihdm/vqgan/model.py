@@ -8,6 +8,7 @@ from diffusers import VQModel
 from torch import nn
 
 from ..errors import InputError
+from ..weights import check_finite, load_component
 
 
 def create_vq_model(
@@ -42,14 +43,17 @@ def load_vq_model(path: str | Path) -> VQModel:
     """`VQModel.from_pretrained`, of a model or of a pipeline that has one, with the loss of eq. 4 restored.
 
     Raises:
-        InputError: there is no VQModel at `path`.
+        InputError: there is no VQModel at `path`, or a damaged one.
     """
     reasons = []
     for subfolder in (None, "vqvae"):
         try:
-            return _with_paper_loss(VQModel.from_pretrained(path, subfolder=subfolder)).eval()
-        except (OSError, ValueError) as error:
-            reasons.append(str(error).splitlines()[0])
+            model = load_component(VQModel, path, subfolder=subfolder)
+        except InputError as error:
+            reasons.append(str(error))
+        else:
+            check_finite(model, str(path))
+            return _with_paper_loss(model)
     raise InputError(f"{path} holds no VQModel ({reasons[0]}); train one with train_vqgan.py")
 
 
