@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from datasets import Features, Value
 from tqdm import tqdm
 
+from vq_ihdm.arguments import length_mm, percentage, position_mm, positive_int
 from vq_ihdm.data.building import (
     Rejections,
     add_build_arguments,
@@ -42,7 +43,7 @@ from vq_ihdm.data.cards import ADNI, IXI, OASIS1, OWN, Source, with_licence
 from vq_ihdm.data.covariates import CovariateTable, stratum
 from vq_ihdm.data.scans import Scan, find_scans, preference, select_scans
 from vq_ihdm.data.volumes import SliceSettings, prepare_volume
-from vq_ihdm.errors import InputError, run
+from vq_ihdm.errors import InputError, naming, run
 
 
 @dataclass(frozen=True)
@@ -92,19 +93,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--table", type=Path, help="CSV or TSV of covariates (default: participants.tsv, if any)")
     parser.add_argument("--all_scans", action="store_true", help="keep every scan of a subject, not the first alone")
-    parser.add_argument("--voxel_size", type=float, default=1.0, help="in mm")
+    parser.add_argument("--voxel_size", type=length_mm, default=1.0, help="in mm")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--slices", type=middle_slices, help="middle:N of the volume (default: middle:40)")
-    choice.add_argument("--slices_mm", type=float, nargs=2, metavar=("LOW", "HIGH"), help="range of z in mm")
+    choice.add_argument("--slices_mm", type=position_mm, nargs=2, metavar=("LOW", "HIGH"), help="range of z in mm")
     parser.add_argument(
         "--z_zero",
         choices=["affine", "vertex"],
         default="affine",
         help="where the z of --slices_mm is 0: as the file says, or at the top of the head (unregistered scans)",
     )
-    parser.add_argument("--slice_step_mm", type=float, help="of --slices_mm (default: --voxel_size)")
-    parser.add_argument("--percentiles", type=float, nargs=2, default=[0.5, 99.5], help="intensities made 0 and 1")
-    parser.add_argument("--num_threads", type=int, default=1, help="volumes worked on at a time")
+    parser.add_argument("--slice_step_mm", type=length_mm, help="of --slices_mm (default: --voxel_size)")
+    parser.add_argument("--percentiles", type=percentage, nargs=2, default=[0.5, 99.5], help="intensities made 0 and 1")
+    parser.add_argument("--num_threads", type=positive_int, default=1, help="volumes worked on at a time")
     add_build_arguments(parser)
     add_people_arguments(parser)
     return parser
@@ -119,8 +120,6 @@ def checked_preset(args: argparse.Namespace) -> Preset:
     check_build_arguments(args)
     if not args.input_dir.is_dir():
         raise InputError(f"{args.input_dir} is no folder; pass the folder of the volumes with --input_dir.")
-    if min(args.voxel_size, args.slice_step_mm or args.voxel_size) <= 0:
-        raise InputError("--voxel_size and --slice_step_mm are lengths in mm; pass positive numbers.")
     for name, pair in (("--percentiles", args.percentiles), ("--slices_mm", args.slices_mm or [0, 1])):
         if pair[0] >= pair[1]:
             raise InputError(f"{name} takes the lower number first.")
@@ -155,9 +154,11 @@ def rows_of_scans(scans: list[Scan], table: CovariateTable | None, rejections: R
     rows = {}
     for scan in scans:
         try:
-            rows[scan] = table.lookup(scan.subject, scan.date, scan.image_id, scan.session, scan.name) if table else {}
+            with naming(scan.path, "correct its row in the table of covariates"):
+                looked_up = (scan.subject, scan.date, scan.image_id, scan.session, scan.name)
+                rows[scan] = table.lookup(*looked_up) if table else {}
         except InputError as error:
-            rejections(scan.name, f"{scan.path} {error}")
+            rejections(scan.name, str(error))
     return rows
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vq_ihdm.arguments import length_mm
 from vq_ihdm.data.building import (
     Rejections,
     add_build_arguments,
@@ -32,15 +33,21 @@ WHITE = {"L": 255, "I;16": 65535, "I;16B": 65535, "I": 65535}  # I: how Pillow 1
 COLOUR = ("1", "P", "LA", "RGB", "RGBA")
 
 
-def main() -> None:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input_dir", type=Path, required=True, help="folder of the images")
     parser.add_argument("--table", type=Path, help="CSV or TSV (default: INPUT_DIR/slices.csv)")
     parser.add_argument("--preset", choices=PRESETS, default="own", help="whose terms go into the card")
-    parser.add_argument("--spacing_mm", type=float, nargs=2, required=True, help="pixel size, vertical and horizontal")
+    parser.add_argument(
+        "--spacing_mm", type=length_mm, nargs=2, required=True, help="pixel size, vertical and horizontal"
+    )
     add_build_arguments(parser)
     add_people_arguments(parser)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = build_parser().parse_args()
     check_build_arguments(args)
 
     source = with_licence(PRESETS[args.preset], args.license)

@@ -9,19 +9,28 @@ import argparse
 
 from datasets import Features
 
+from vq_ihdm.arguments import positive_int
 from vq_ihdm.data.building import Rejections, add_build_arguments, build_set, check_build_arguments, encode_png
 from vq_ihdm.data.cards import TEMPLATE
-from vq_ihdm.data.template import FIELD_OF_VIEW_MM, template_subject
-from vq_ihdm.errors import run
+from vq_ihdm.data.template import FIELD_OF_VIEW_MM, MIN_SIZE, template_subject
+from vq_ihdm.errors import InputError, run
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num_subjects", type=positive_int, default=60)
+    parser.add_argument("--slices_per_subject", type=positive_int, default=16)
+    add_build_arguments(parser)
+    return parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num_subjects", type=int, default=60)
-    parser.add_argument("--slices_per_subject", type=int, default=16)
-    add_build_arguments(parser)
-    args = parser.parse_args()
+    args = build_parser().parse_args()
     check_build_arguments(args)
+    if min(args.image_size) < MIN_SIZE:
+        raise InputError(
+            f"the template shows no ventricles at --image_size {min(args.image_size)}; pass {MIN_SIZE} or more."
+        )
     numbers = {f"template-{number:04d}": number for number in range(args.num_subjects)}
 
     def rows_of(subject: str):

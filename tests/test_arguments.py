@@ -14,6 +14,9 @@ INSIDE = {
     "probability": "1",
     "positive_probability": "1",
     "share_below_one": "0.999",
+    "percentage": "99.5",
+    "length_mm": "0.05",
+    "position_mm": "-1000",
 }
 OUTSIDE = {
     "positive_int": "0",
@@ -25,6 +28,9 @@ OUTSIDE = {
     "probability": "1.01",
     "positive_probability": "0",
     "share_below_one": "1",
+    "percentage": "100.1",
+    "length_mm": "0.04",
+    "position_mm": "1001",
 }
 
 

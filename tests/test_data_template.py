@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import run_script
 from datasets import load_dataset
 from huggingface_hub import DatasetCard
 
-from vq_ihdm.data.template import smooth_field, template_subject
+from vq_ihdm.data.template import MIN_SIZE, smooth_field, template_subject
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +84,10 @@ def test_card_says_template(template_set: Path):
     assert facts["spacing_mm"] == [5.5, 5.5]
     assert not template_set.with_name(template_set.name + ".salt").exists()  # nobody to protect
     assert set(load_dataset(str(template_set))["train"]["slice"]) == {0, 1, 2, 3}
+
+
+def test_too_small_a_size_is_refused(tmp_path: Path):
+    options = ("--image_size", MIN_SIZE - 1, "--downsampling_factor", 1, "--output_dir", tmp_path / "set")
+    with pytest.raises(SystemExit, match="--image_size"):
+        run_script("dataset_scripts/template.py", *options)
+    assert template_subject(0, num_slices=1, image_size=(MIN_SIZE, MIN_SIZE)).max() > 0

@@ -84,6 +84,13 @@ def test_window_ignores_spikes_and_air():
     np.testing.assert_allclose(more_air, expected, atol=0.01)
 
 
+def test_nan_around_a_head_is_black(tmp_path: Path):
+    data = np.asarray(volume().dataobj)
+    holed = nib.Nifti1Image(np.where(data == 0, np.nan, data), AFFINE)
+    slices = volume_slices(save(holed, tmp_path / "holed.nii.gz"), SETTINGS)
+    np.testing.assert_array_equal(slices, volume_slices(save(volume(), tmp_path / "v.nii.gz"), SETTINGS))
+
+
 def damaged_volumes(folder: Path) -> dict[str, str]:
     """Write one file of each kind of damage; returns its name and a word of the remedy that must be told."""
     whole = save(volume(), folder / "whole.nii.gz").read_bytes()
@@ -102,8 +109,8 @@ def damaged_volumes(folder: Path) -> dict[str, str]:
     colour = np.zeros(data.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])
     save(nib.Nifti1Image(colour, AFFINE), folder / "colour.nii.gz")
     holed = data.copy()
-    holed[0, 0, 0] = np.nan
-    save(nib.Nifti1Image(holed, AFFINE), folder / "nan.nii.gz")
+    holed[0, 0, 0] = np.inf
+    save(nib.Nifti1Image(holed, AFFINE), folder / "infinite.nii.gz")
     save(nib.Nifti1Image(np.full_like(data, 7), AFFINE), folder / "constant.nii.gz")
     header = nib.Nifti1Header()
     header.set_sform(np.diag([2.0, 2, 0, 1]), code=1)
@@ -125,7 +132,7 @@ def damaged_volumes(folder: Path) -> dict[str, str]:
         "series.nii.gz": "extract one 3-D volume",
         "flat.nii.gz": "extract one 3-D volume",
         "colour.nii.gz": "convert it to float",
-        "nan.nii.gz": "set them to zero",
+        "infinite.nii.gz": "set them to zero",
         "constant.nii.gz": "is empty",
         "singular.nii.gz": "repair the header",
         "metres.nii.gz": "repair the voxel size",
@@ -289,21 +296,38 @@ def test_own_names(tmp_path: Path):
     assert sum(len(set(splits[name]["subject"])) for name in splits) == 6
 
 
+@pytest.mark.parametrize("pattern", [r"(patient\d)?", r"(patient\d)|phantom", r"(?:/|^)((?:patient\d)?)"])
+def test_a_subject_pattern_that_may_not_match(tmp_path: Path, capsys: pytest.CaptureFixture, pattern: str):
+    """A group that takes no part in the match, or an empty one, is no subject's id."""
+    for name in ("patient1", "patient2", "patient3", "phantom"):
+        save(volume(), tmp_path / "scans" / f"{name}.nii.gz")
+    options = ("--split", 0.4, 0.3, 0.3, "--keep_subject_ids")
+    splits = build(tmp_path / "scans", tmp_path / "set", "--subject_pattern", pattern, *options)
+    assert {s for name in splits for s in splits[name]["subject"]} == {"patient1", "patient2", "patient3"}
+    assert "phantom.nii.gz has no subject id" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--subject_pattern", r"patient\d+"], "one group"),
         (["--subject_pattern", "(patient"], "one group"),
-        (["--voxel_size", 0], "--voxel_size"),
+        (["--voxel_size", 1e-9], "--voxel_size"),
+        (["--voxel_size", "nan"], "--voxel_size"),
+        (["--slices_mm", 0, 1e9], "--slices_mm"),
+        (["--percentiles", 0, 500], "--percentiles"),
+        (["--num_threads", 0], "--num_threads"),
+        (["--downsampling_factor", 0], "--downsampling_factor"),
         (["--percentiles", 50, 20], "--percentiles"),
         (["--license", "mit", "--preset", "ixi"], "--license"),
         (["--image_size", 40], "downsampling factor"),
         (["--table", "nowhere.tsv"], "nowhere.tsv"),
     ],
 )
-def test_impossible_requests(bids: Path, tmp_path: Path, options: list, message: str):
-    with pytest.raises(SystemExit, match=message):
+def test_impossible_requests(bids: Path, tmp_path: Path, capsys, options: list, message: str):
+    with pytest.raises(SystemExit) as refused:
         build(bids, tmp_path / "set", *options)
+    assert message in f"{refused.value} {capsys.readouterr().err.splitlines()[-1:]}"  # argparse prints, and exits by 2
     assert not (tmp_path / "set").exists()
 
 

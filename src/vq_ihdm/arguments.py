@@ -27,3 +27,7 @@ non_negative_float = _number(float, lambda n: n >= 0, "finite number from 0 on")
 probability = _number(float, lambda n: 0 <= n <= 1, "number from 0 to 1")
 positive_probability = _number(float, lambda n: 0 < n <= 1, "number above 0 and up to 1")
 share_below_one = _number(float, lambda n: 0 <= n < 1, "number from 0 to below 1")
+percentage = _number(float, lambda n: 0 <= n <= 100, "number from 0 to 100")
+# Lengths of a scan: what lies outside is a slip of the unit, and would ask for no slice or for all the memory.
+length_mm = _number(float, lambda n: 0.05 <= n <= 50, "length from 0.05 to 50 mm")
+position_mm = _number(float, lambda n: -1000 <= n <= 1000, "position from -1000 to 1000 mm")

@@ -29,6 +29,7 @@ from datasets import Features, Image, Value
 from PIL import Image as PILImage
 from tqdm import tqdm
 
+from vq_ihdm.arguments import positive_int, probability, seed_int
 from vq_ihdm.data.cards import Source, write_card
 from vq_ihdm.errors import InputError
 from vq_ihdm.files import replacing
@@ -42,11 +43,17 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     """The options every builder shares."""
     group = parser.add_argument_group("the built set")
     group.add_argument("--output_dir", type=Path, required=True, help="folder of the set; replaced when complete")
-    group.add_argument("--image_size", type=int, nargs="+", default=[176], help="height and width, or one number")
-    group.add_argument("--downsampling_factor", type=int, default=16, help="of the VQGAN; must divide the image size")
+    group.add_argument(
+        "--image_size", type=positive_int, nargs="+", default=[176], help="height and width, or one number"
+    )
+    group.add_argument(
+        "--downsampling_factor", type=positive_int, default=16, help="of the VQGAN; must divide the image size"
+    )
     group.add_argument("--bit_depth", type=int, choices=PIXEL_TYPES, default=8, help="16 keeps more grey levels")
-    group.add_argument("--split", type=float, nargs=3, default=[0.7, 0.15, 0.15], metavar=("TRAIN", "VAL", "TEST"))
-    group.add_argument("--seed", type=int, default=0, help="draws the split")
+    group.add_argument(
+        "--split", type=probability, nargs=3, default=[0.7, 0.15, 0.15], metavar=("TRAIN", "VAL", "TEST")
+    )
+    group.add_argument("--seed", type=seed_int, default=0, help="draws the split")
     group.add_argument("--strict", action="store_true", help="stop at the first input that cannot be used")
 
 
@@ -70,8 +77,8 @@ def check_build_arguments(args: argparse.Namespace) -> None:
         InputError: a size that is no multiple of the downsampling factor, shares that do not add up to one, or an
             output folder that holds something else.
     """
-    if len(args.image_size) > 2 or min(args.image_size) < 1:
-        raise InputError("--image_size takes one or two positive numbers: height and width in pixels.")
+    if len(args.image_size) > 2:
+        raise InputError("--image_size takes one or two numbers: height and width in pixels.")
     args.image_size = (args.image_size[0], args.image_size[-1])
     factor = args.downsampling_factor
     if any(size % factor for size in args.image_size):
@@ -80,8 +87,8 @@ def check_build_arguments(args: argparse.Namespace) -> None:
             f"the image size {args.image_size[0]}x{args.image_size[1]} is no multiple of the downsampling factor "
             f"{factor}; pass a size such as {fitting}."
         )
-    if min(args.split) < 0 or args.split[0] == 0 or abs(sum(args.split) - 1) > 1e-6:
-        raise InputError("the three shares of --split must not be negative, add up to 1 and leave some for training.")
+    if args.split[0] == 0 or abs(sum(args.split) - 1) > 1e-6:
+        raise InputError("the three shares of --split must add up to 1 and leave some for training.")
     if args.output_dir.exists() and not (args.output_dir / "vq_ihdm.json").exists():
         raise InputError(f"{args.output_dir} exists and is no built set; pass another --output_dir.")
 

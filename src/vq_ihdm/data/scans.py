@@ -80,7 +80,8 @@ def find_scans(folder: Path, subject_pattern: str, required: bool, rejections: R
         )
     scans = []
     for name in names:
-        subject = re.search(subject_pattern, name)
+        found = re.search(subject_pattern, name)
+        subject = found[1] if found else None  # None or empty also where the group takes no part in the match
         session = re.search(r"ses-([A-Za-z0-9]+)", name)
         run = re.search(r"run-(\d+)", name)
         image_id = re.search(r"[/_]I(\d+)(?=[/.])", "/" + name)
@@ -91,9 +92,7 @@ def find_scans(folder: Path, subject_pattern: str, required: bool, rejections: R
                 Scan(
                     path=folder / name,
                     name=name,
-                    subject=subject[1]
-                    if subject
-                    else re.sub(r"(\.gz|\.bz2)?$", "", Path(name).name).rpartition(".")[0],
+                    subject=subject or re.sub(r"(\.gz|\.bz2)?$", "", Path(name).name).rpartition(".")[0],
                     session=session[1] if session else "",
                     run=int(run[1]) if run else 0,
                     date=iso_date(name),

@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 from skimage.measure import block_reduce
 
 FIELD_OF_VIEW_MM = 176.0
+MIN_SIZE = 24  # pixels a side: with fewer the blocks of the atlas are as large as the ventricles
 CENTRE_MM = np.array([0.0, -18.5, 18.0])  # of the brain, in MNI space
 SLICES_MM = (-2.0, 38.0)  # in MNI z: from the basal ganglia to the top of the lateral ventricles
 

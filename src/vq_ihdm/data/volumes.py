@@ -3,9 +3,10 @@
 World coordinates are RAS mm, as the affine says: neither the order nor the direction of a file's axes matters.
 """
 
+import gzip
 import hashlib
 import json
-import zlib
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,13 +19,18 @@ from nibabel.spaces import vox2out_vox
 from scipy.ndimage import gaussian_filter
 
 from vq_ihdm.data.building import encode_png
-from vq_ihdm.errors import InputError
+from vq_ihdm.errors import InputError, naming
 from vq_ihdm.files import replacing
 
 FOREGROUND = 0.1  # of the intensity window: above the noise of air, below tissue
-MAX_EXTENT_MM = 1000.0  # more is a wrong header
-NIFTI_ERRORS = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError)
 SURVEY_MM = 2.0  # fine enough to find the head
+REMEDY = "download or convert it again"
+
+# More is a wrong header, or more than memory should be asked for: a volume within these limits takes below 2 GB.
+MAX_VOXELS = 2**27  # 0.5 mm over 256 mm each way
+MAX_EXTENT_MM = 600.0  # of the box around a volume, along the world's axes
+MAX_DISTANCE_MM = 10_000.0  # of the first voxel from the world's origin
+MAX_INTENSITY = 1e30  # sums and differences stay within float32
 
 
 @dataclass(frozen=True)
@@ -44,34 +50,62 @@ class SliceSettings:
     z_zero: str = "affine"
 
 
-def read_volume(path: Path) -> nib.Nifti1Image:
-    """A 3-D volume in float32 with a valid affine.
+def open_volume(path: Path) -> nib.spatialimages.SpatialImage:
+    """The volume in a file whose header is plausible; its voxels are not read yet.
 
     Raises:
-        InputError: the file is damaged or is no finite, non-constant 3-D volume of a head's extent.
+        InputError: no file, or a header that does not describe one 3-D volume of a head's extent.
     """
-    try:
-        image = nib.squeeze_image(nib.load(path))
-        if image.get_data_dtype().kind not in "iuf":
-            raise InputError(f"{path} holds {image.get_data_dtype()}, not grey values; convert it to float.")
-        if image.ndim != 3:
-            raise InputError(f"{path} has the shape {image.shape}; extract one 3-D volume from it.")
-        data = np.asarray(image.dataobj, dtype=np.float32)
-    except InputError:
-        raise
-    except (OSError, EOFError, zlib.error, ValueError, ArithmeticError, MemoryError, *NIFTI_ERRORS):
-        raise InputError(f"{path} is truncated or no NIfTI file; download or convert it again.") from None
-    if not np.isfinite(data).all():
-        raise InputError(f"{path} holds NaN or infinite values; convert it again or set them to zero.")
-    if data.min() == data.max():
-        raise InputError(f"{path} is empty (every voxel is {data.min():g}); convert it again or delete it.")
-    affine = image.affine
+    if not str(path).isprintable():
+        raise InputError("has a name that is not UTF-8, or with characters that cannot be printed; rename it.")
+    if not path.is_file():
+        raise InputError("is a folder, a pipe or a link to nothing; fetch what it stands for (datalad get).")
+    image = nib.load(path)
+    if image.get_data_dtype().kind not in "iuf":
+        raise InputError(f"holds {image.get_data_dtype()}, not grey values; convert it to float.")
+    shape, affine = image.shape, image.affine
+    if len(shape) < 3 or 0 in shape or math.prod(shape[3:]) != 1:
+        raise InputError(f"has the shape {shape}; extract one 3-D volume from it.")
+    if math.prod(shape) > MAX_VOXELS:
+        raise InputError(f"has {math.prod(shape):,} voxels, more than {MAX_VOXELS:,}; resample it to larger ones.")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
-        raise InputError(f"{path} has a singular affine; repair the header's sform or qform, or convert it again.")
-    extent = max(nib.affines.voxel_sizes(affine) * data.shape)
-    if extent > MAX_EXTENT_MM:
-        raise InputError(f"{path} spans {extent:.0f} mm; repair the voxel size in its header, or convert it again.")
-    return nib.Nifti1Image(data, affine)
+        raise InputError("has a singular affine; repair the header's sform or qform, or convert it again.")
+    extent, distance = (np.abs(affine[:3, :3]) @ shape[:3]).max(), np.abs(affine[:3, 3]).max()
+    if extent > MAX_EXTENT_MM or distance > MAX_DISTANCE_MM:
+        raise InputError(
+            f"spans {extent:.0f} mm and begins {distance:.0f} mm from the origin; repair the voxel size and the origin "
+            "in its header, or convert it again."
+        )
+    return image
+
+
+def files_of(image: nib.spatialimages.SpatialImage) -> list[Path]:
+    """The files an image was opened from: one, or two where header and voxels lie apart."""
+    paths = [Path(holder.filename) for holder in image.file_map.values() if holder.filename]
+    return [path for path in paths if path.exists()]
+
+
+def read_voxels(image: nib.spatialimages.SpatialImage) -> np.ndarray:
+    """The voxels (X, Y, Z) of an open volume in float32; NaN, which some tools write outside the brain, becomes 0.
+
+    Raises:
+        InputError: every voxel is the same, or some are too large.
+        OSError, EOFError, zlib.error, ...: the file is damaged.
+    """
+    for path in files_of(image):
+        if path.suffix in (".gz", ".mgz"):
+            # The checksum stands at the end of the file, which reading just the voxels need not reach.
+            with gzip.open(path) as stream:
+                while stream.read(2**20):
+                    pass
+    with np.errstate(over="ignore", invalid="ignore"):  # judged below
+        data = np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
+    data = np.where(np.isnan(data), np.float32(0), data)
+    if max(-data.min(), data.max()) > MAX_INTENSITY:
+        raise InputError("holds infinite values, or nearly so; set them to zero or convert it again.")
+    if data.min() == data.max():
+        raise InputError(f"is empty (every voxel is {data.min():g}); convert it again or leave it out.")
+    return data
 
 
 def window(data: np.ndarray, percentiles: tuple[float, float]) -> np.ndarray:
@@ -81,8 +115,10 @@ def window(data: np.ndarray, percentiles: tuple[float, float]) -> np.ndarray:
     zeros around a stripped brain, does not matter.
     """
     low = np.percentile(data, percentiles[0])
-    high = np.percentile(data[data > data.mean()], percentiles[1])
-    return np.clip((data - low) / max(high - low, 1e-6), 0, 1)
+    high = np.percentile(data[data > data.mean(dtype=np.float64)], percentiles[1], overwrite_input=True)
+    scaled = data - low
+    scaled /= max(high - low, 1e-6)
+    return np.clip(scaled, 0, 1, out=scaled)
 
 
 def survey(image: nib.Nifti1Image) -> tuple[np.ndarray, np.ndarray]:
@@ -109,7 +145,7 @@ def slice_positions(image: nib.Nifti1Image, zero: float, settings: SliceSettings
         low, high, step = settings.range_mm
         if zero + low < bottom or zero + high > top:
             reach = f"{bottom - zero:.0f} to {top - zero:.0f} mm"
-            raise InputError(f"covers z from {reach} only; choose --slices_mm inside that or delete the file.")
+            raise InputError(f"covers z from {reach} only; choose --slices_mm inside that or leave the file out.")
         return zero + np.arange(low, high + 1e-6, step)
     if depth < settings.middle:
         raise InputError(f"has {depth} axial slices of {settings.voxel_size:g} mm; ask for fewer with --slices.")
@@ -129,22 +165,25 @@ def volume_slices(path: Path, settings: SliceSettings) -> np.ndarray:
     Raises:
         InputError: the volume cannot be used; the message names it and the remedy.
     """
-    image = read_volume(path)
-    size = settings.voxel_size
-    # Low-pass before sampling coarser, by what the width of a pixel exceeds that of a voxel.
-    excess = np.maximum((size / nib.affines.voxel_sizes(image.affine)) ** 2 - 1, 0)
-    data = window(np.asarray(image.dataobj), settings.percentiles)
-    image = nib.Nifti1Image(gaussian_filter(data, np.sqrt(excess) / 2.355), image.affine)
+    with naming(path, REMEDY):
+        return axial_slices(open_volume(path), settings)
 
-    blank = InputError(f"{path} shows nothing in some of the slices; choose others with --slices or --slices_mm.")
+
+def axial_slices(image: nib.spatialimages.SpatialImage, settings: SliceSettings) -> np.ndarray:
+    """`volume_slices` of an open volume."""
+    affine, size = image.affine, settings.voxel_size
+    # Low-pass before sampling coarser, by what the width of a pixel exceeds that of a voxel.
+    excess = np.maximum((size / nib.affines.voxel_sizes(affine)) ** 2 - 1, 0)
+    data = window(read_voxels(image), settings.percentiles)
+    image = nib.Nifti1Image(gaussian_filter(data, np.sqrt(excess) / 2.355, output=data), affine)
+
+    blank = InputError("shows nothing in some of the slices; choose others with --slices or --slices_mm.")
     mask, origin = survey(image)
     try:
         zero = vertex(mask, origin) if settings.z_zero == "vertex" else 0.0
-        positions = slice_positions(image, zero, settings)
     except IndexError:
         raise blank from None
-    except InputError as error:
-        raise InputError(f"{path} {error}") from None
+    positions = slice_positions(image, zero, settings)
     sections = origin[2] + SURVEY_MM * np.arange(mask.shape[2])
     mask &= (sections > positions[0] - SURVEY_MM) & (sections < positions[-1] + SURVEY_MM)
     if not mask.any():
@@ -172,14 +211,21 @@ def prepare_volume(path: Path, settings: SliceSettings, folder: Path) -> tuple[s
         (key, ""): the file's stem, a hash of the settings, the volume's path and its content; or ("", message) when
         the volume cannot be used: a value, not an exception, so that a pool of workers goes on.
     """
-    digest = hashlib.sha256(json.dumps([asdict(settings), str(path)]).encode())
-    digest.update(path.read_bytes())
-    finished = folder / f"{digest.hexdigest()}.parquet"
-    if not finished.exists():
-        try:
-            images = [encode_png(image, settings.bit_depth) for image in volume_slices(path, settings)]
-        except InputError as error:
-            return "", str(error)
-        with replacing(finished) as temporary:
-            pq.write_table(pa.table({"image": images, "slice": range(len(images))}), temporary)
+    try:
+        with naming(path, REMEDY):
+            image = open_volume(path)
+            digest = hashlib.sha256(json.dumps([asdict(settings), str(path)]).encode())
+            for file in files_of(image):
+                with open(file, "rb") as stream:
+                    while chunk := stream.read(2**20):
+                        digest.update(chunk)
+            finished = folder / f"{digest.hexdigest()}.parquet"
+            if finished.exists():
+                return finished.stem, ""
+            images = [encode_png(slice, settings.bit_depth) for slice in axial_slices(image, settings)]
+    except InputError as error:
+        return "", str(error)
+    # Outside the boundary: a full disk is no fault of the volume.
+    with replacing(finished) as temporary:
+        pq.write_table(pa.table({"image": images, "slice": range(len(images))}), temporary)
     return finished.stem, ""
