@@ -1,0 +1,107 @@
+"""Convert DICOM series to the NIfTI volumes that nifti.py builds from, with dcm2niix.
+
+    pip install 'vq-ihdm[data]'
+    python dataset_scripts/dicom.py --input_dir ADNI --output_dir ADNI_nifti
+    python dataset_scripts/nifti.py --input_dir ADNI_nifti --preset adni --output_dir data/adni
+
+Folders keep their names below OUTPUT_DIR, for these tell subject, series, date and image id. A series that lacks images
+or cannot be read is left out and named, with the reason, in OUTPUT_DIR.left_out.csv. Folders that were converted
+before are not converted again: start an interrupted conversion again and it goes on.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+from tqdm import tqdm
+
+from vq_ihdm.data.building import Rejections
+from vq_ihdm.errors import InputError, run
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file says that it is DICOM, by its name or by the mark behind its preamble."""
+    if path.suffix.lower() in (".dcm", ".ima"):
+        return True
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def series_folders(folder: Path) -> list[Path]:
+    """The folders below `folder` that hold DICOM files themselves, in order."""
+    places = [Path(place) for place, _, files in os.walk(folder) if any(is_dicom(Path(place, f)) for f in files)]
+    if not places:
+        raise InputError(f"no DICOM file was found in {folder}; check --input_dir.")
+    return sorted(places)
+
+
+def convert(program: str, series: Path, output: Path, name: str) -> str:
+    """Convert the DICOM files in one folder to .nii.gz files in `output`, all or none of them.
+
+    Args:
+        program: the path of dcm2niix.
+        name: of the files, in dcm2niix's pattern.
+
+    Returns:
+        why it could not be done; empty when it was.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output, prefix=".converting-") as temporary:
+        # Compressed, without a sidecar (it repeats what identifies people), this folder alone, no file overwritten.
+        options = ["-z", "y", "-b", "n", "-d", "0", "-w", "2", "-f", name, "-o", temporary]
+        done = subprocess.run(
+            [program, *options, series], capture_output=True, text=True, errors="replace", check=False
+        )
+        found = sum(map(int, re.findall(r"Found (\d+) DICOM", done.stdout)))
+        converted = sum(map(int, re.findall(r"Convert (\d+) DICOM", done.stdout)))
+        if "Missing images" in done.stdout:
+            return "lacks images by their numbers; download the series again"
+        if done.returncode or converted < max(found, 1):
+            return f"cannot be converted ({converted} of {found} files; dcm2niix ends with {done.returncode})"
+        for file in sorted(Path(temporary).iterdir()):
+            os.replace(file, output / file.name)
+    return ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input_dir", type=Path, required=True, help="folder of the series, searched to any depth")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder of the volumes")
+    parser.add_argument(
+        "--name",
+        default="%d_%s",
+        help="pattern of dcm2niix for the files' names, by default description and number of the series; "
+        "%%i is the patient's id, for folders that do not tell it",
+    )
+    parser.add_argument("--strict", action="store_true", help="stop at the first series that cannot be converted")
+    args = parser.parse_args()
+    try:
+        import dcm2niix
+    except ImportError:
+        raise InputError("dcm2niix is not installed; pip install 'vq-ihdm[data]'.") from None
+
+    rejections = Rejections(args.strict)
+    folders = series_folders(args.input_dir)
+    for series in tqdm(folders, "Series"):
+        output = args.output_dir / series.relative_to(args.input_dir)
+        if any(output.glob("*.nii.gz")):  # of an earlier start
+            continue
+        reason = convert(dcm2niix.bin, series, output, args.name)
+        if reason:
+            rejections(series.relative_to(args.input_dir), f"{series} {reason}.")
+    report = args.output_dir.with_name(args.output_dir.name + ".left_out.csv")
+    rejections.write(report)
+    converted = len(folders) - len(rejections.rows)
+    print(
+        f"{args.output_dir}: {converted} folders converted; {rejections}"
+        + f": {report} says why" * bool(rejections.rows)
+    )
+
+
+if __name__ == "__main__":
+    run(main)
