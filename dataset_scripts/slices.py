@@ -26,10 +26,11 @@ from vq_ihdm.data.building import (
 )
 from vq_ihdm.data.cards import OASIS1, OWN, with_licence
 from vq_ihdm.data.covariates import covariate_features, read_covariates, read_table, stratum
-from vq_ihdm.errors import InputError, run
+from vq_ihdm.errors import InputError, naming, run
 
 PRESETS = {"own": OWN, "oasis1": OASIS1}
 WHITE = {"L": 255, "I;16": 65535, "I;16B": 65535, "I": 65535}  # I: how Pillow 10 opens a 16-bit PNG
+REMEDY = "export it again or take its row out"
 COLOUR = ("1", "P", "LA", "RGB", "RGBA")
 
 
@@ -46,6 +47,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height, from the header of an image of a kind that can be used."""
+    if not path.is_file():
+        raise InputError(f"is no file; {REMEDY}.")
+    with Image.open(path) as image:
+        if image.mode not in WHITE and image.mode not in COLOUR:
+            raise InputError(f"has pixels of type {image.mode}; export it as a grey image of 8 or 16 bits.")
+        return image.size
+
+
+def read_pixels(path: Path) -> np.ndarray:
+    """The grey levels of an image as float32 (H, W) in [0, 1]."""
+    with Image.open(path) as image:
+        image = image if image.mode in WHITE else image.convert("L")
+        pixels = np.array(image, dtype=np.float32)
+    pixels /= WHITE[image.mode]
+    return pixels
+
+
 def main() -> None:
     args = build_parser().parse_args()
     check_build_arguments(args)
@@ -56,8 +76,8 @@ def main() -> None:
     for column in ("file_name", "subject", "slice"):
         if column not in table or table[column].isna().any():
             raise InputError(f"the table {path} lacks {column!r}; every row needs a file_name, subject and slice.")
-    if not table["slice"].str.fullmatch(r"\d+").all():
-        raise InputError(f"the column 'slice' of {path} holds something else than whole numbers; correct it.")
+    if not table["slice"].str.fullmatch(r"\d{1,9}").all():  # within 32 bits
+        raise InputError(f"the column 'slice' of {path} holds something else than numbers of slices; correct it.")
     covariates = read_covariates(table)
     rejections = Rejections(args.strict)
 
@@ -65,15 +85,10 @@ def main() -> None:
     sizes = {}
     for name in table["file_name"]:
         try:
-            with Image.open(args.input_dir / name) as image:
-                if image.mode in WHITE or image.mode in COLOUR:
-                    sizes[name] = image.size
-                else:
-                    rejections(
-                        name, f"{name} has pixels of type {image.mode}; export it as a grey image of 8 or 16 bits."
-                    )
-        except OSError:
-            rejections(name, f"{name} cannot be opened as an image; export it again or take its row out.")
+            with naming(name, REMEDY):
+                sizes[name] = image_size(args.input_dir / name)
+        except InputError as error:
+            rejections(name, str(error))
     if not sizes:
         raise InputError(f"no image of {path} can be opened; check --input_dir.")
     (width, height), _ = Counter(sizes.values()).most_common(1)[0]
@@ -97,11 +112,10 @@ def main() -> None:
             row = dict(row)
             name = row.pop("file_name")
             try:
-                with Image.open(args.input_dir / name) as image:
-                    image = image if image.mode in WHITE else image.convert("L")
-                    pixels = np.asarray(image, dtype=np.float32) / WHITE[image.mode]
-            except OSError:
-                rejections(name, f"{name} is damaged; export it again or take its row out.")
+                with naming(name, REMEDY):
+                    pixels = read_pixels(args.input_dir / name)
+            except InputError as error:
+                rejections(name, str(error))
                 continue
             yield {"image": encode_png(crop_or_pad(pixels, args.image_size), args.bit_depth), **row}
 

@@ -6,11 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from conftest import HEIGHT, NUM_CODES, WIDTH, run_script, tiny_vq_model
-from datasets import Dataset, load_dataset
+from datasets import Dataset, Features, load_dataset
 from PIL import Image
 
 import vq_ihdm.data.tokens
@@ -56,7 +57,16 @@ def test_out_of_range_is_cut_off():
 
 def test_colours_are_refused():
     with pytest.raises(InputError, match="mode RGB"):
-        image_to_tensor(Image.new("RGB", (4, 4)))
+        image_to_tensor(Image.new("RGB", (4, 4), (1, 1, 2)))
+    with pytest.raises(InputError, match="mode I"):
+        image_to_tensor(Image.fromarray(np.full((4, 4), 70_000, np.int32)))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P"])
+def test_grey_in_all_channels_is_grey(mode):
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    grey = Image.fromarray(pixels)
+    assert torch.equal(image_to_tensor(grey.convert(mode)), image_to_tensor(grey))
 
 
 def test_a_built_set_of_sixteen_bits(tmp_path):
@@ -122,6 +132,57 @@ def test_a_plain_folder_needs_subjects(image_folder):
 def test_a_single_subject_cannot_be_split(image_folder):
     with pytest.raises(InputError, match="a single subject"):
         load_slices(None, image_folder(subjects=1))
+
+
+def as_(content: bytes | Image.Image):
+    """Puts something else into a file."""
+    return lambda file: content.save(file) if isinstance(content, Image.Image) else file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (as_(b""), "cannot be used"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-200]), "cannot be used"),
+        (as_(Image.new("L", (32, 40))), "40x32 pixels of 8 bits where the first one has 32x32"),
+        (as_(Image.new("I;16", (32, 32))), "32x32 pixels of 16 bits where"),
+        (as_(Image.new("RGB", (32, 32), "red")), "mode RGB"),
+    ],
+)
+@pytest.mark.parametrize("memory", [2**30, 0])  # decoded at once, or one by one
+def test_the_image_that_cannot_be_used_is_named(image_folder, monkeypatch, memory, damage, reason):
+    monkeypatch.setattr(SliceTensors, "MEMORY", memory)
+    folder = Path(image_folder())
+    damage(folder / "7.png")
+    with pytest.raises(InputError) as error:
+        splits = load_slices(None, str(folder))
+        for split in splits.values():
+            slices = SliceTensors(split)
+            slices.stack(list(range(len(slices))))
+    assert "7.png" in message(error) and reason in message(error)
+
+
+def test_a_row_without_a_file_is_named_by_its_number(template_set):
+    rows = [
+        row["image"]["bytes"]
+        for row in load_dataset(str(template_set))["train"].cast_column("image", datasets.Image(decode=False))
+    ]
+    rows[5] = rows[5][:100]
+    split = Dataset.from_dict({"image": rows}, features=Features({"image": datasets.Image()}), split="train")
+    with pytest.raises(InputError, match="image 5 of the split 'train' cannot be used"):
+        SliceTensors(split)
+
+
+def test_splits_of_two_sizes_and_empty_ones(image_folder, template_set, tmp_path):
+    folder = Path(image_folder())
+    for name, size in (("train", 32), ("validation", 64)):
+        (tmp_path / "two" / name).mkdir(parents=True)
+        Image.new("L", (size, size)).save(tmp_path / "two" / name / "0.png")
+    with pytest.raises(InputError, match="32x32.*64x64"):
+        load_slices(str(tmp_path / "two"))
+    (folder / "metadata.csv").write_text("file_name,subject\n0.png,1\n1.png,\n")
+    with pytest.raises(InputError, match="without a subject"):
+        load_slices(None, str(folder))
 
 
 def test_image_size(template_set):

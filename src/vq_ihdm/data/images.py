@@ -1,13 +1,15 @@
 """A built data set as the train scripts see it: grey slices in [-1, 1], split by subject."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
+import datasets
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, load_dataset
 from PIL import Image
 
-from ..errors import InputError
+from ..errors import InputError, naming
 
 
 def load_slices(dataset_name: str | None, train_data_dir: str | None = None) -> DatasetDict:
@@ -19,7 +21,8 @@ def load_slices(dataset_name: str | None, train_data_dir: str | None = None) -> 
             after the `subject` column of its `metadata.csv`, becomes the validation split.
 
     Raises:
-        InputError: nothing was named, it cannot be read, or it has no split `train` or no column `image`.
+        InputError: nothing was named, it cannot be read, it has no split `train` or no column `image`, or the splits
+            differ in the size of their images.
     """
     if (dataset_name is None) == (train_data_dir is None):
         raise InputError("name the data with either --dataset_name or --train_data_dir")
@@ -41,6 +44,13 @@ def load_slices(dataset_name: str | None, train_data_dir: str | None = None) -> 
         raise InputError(f"{source} has no column 'image' but {splits['train'].column_names}; name the pictures so")
     if "validation" not in splits:
         splits = _hold_out_subjects(splits["train"], source)
+    sizes = {}
+    for name, split in splits.items():
+        if len(split) == 0:
+            raise InputError(f"{source} has an empty split '{name}'; put images into it or take it out")
+        sizes[name] = _size(read_levels(split, 0))
+    if len(set(sizes.values())) > 1:
+        raise InputError(f"the splits of {source} differ in their images: {sizes}; bring all to one size and depth")
     return splits
 
 
@@ -51,6 +61,8 @@ def _hold_out_subjects(train: Dataset, source: str) -> DatasetDict:
             f"{source} has no validation split and no column 'subject' to make one from; "
             "add a metadata.csv with file_name,subject"
         )
+    if None in train["subject"]:
+        raise InputError(f"{source} has images without a subject; give each one in its metadata.csv")
     subjects = sorted(set(train["subject"]))
     if len(subjects) < 2:
         raise InputError(f"{source} has a single subject; a held-out measure needs at least two")
@@ -60,16 +72,22 @@ def _hold_out_subjects(train: Dataset, source: str) -> DatasetDict:
 
 
 def grey_levels(image: Image.Image) -> np.ndarray:
-    """A grey PIL image -> (H, W), uint8 or uint16.
+    """A grey PIL image -> (H, W), uint8 or uint16. One that is grey in all its channels of colour is grey.
 
     Raises:
-        InputError: the image has colours.
+        InputError: the image has colours, or levels that 16 bits do not hold; its name has to go in front.
     """
     if image.mode == "L":
         return np.asarray(image)
-    if image.mode in ("I;16", "I"):
-        return np.asarray(image).astype(np.uint16)
-    raise InputError(f"an image of mode {image.mode} was found where L or I;16 is needed; convert it to grey")
+    if image.mode in ("I;16", "I;16B", "I"):
+        levels = np.asarray(image)
+        if levels.min() >= 0 and levels.max() <= 65535:
+            return levels.astype(np.uint16)
+    elif image.mode in ("1", "P", "LA", "PA", "RGB", "RGBA"):
+        channels = np.asarray(image.convert("RGB"))
+        if (channels == channels[..., :1]).all():
+            return channels[..., 0]
+    raise InputError(f"has other pixels than grey levels of 8 or 16 bits (mode {image.mode}); convert it to grey.")
 
 
 def levels_to_tensor(levels: np.ndarray) -> torch.Tensor:
@@ -82,7 +100,7 @@ def image_to_tensor(image: Image.Image) -> torch.Tensor:
     """A grey PIL image (8 or 16 bit) -> (1, H, W) float32 in [-1, 1].
 
     Raises:
-        InputError: the image has colours.
+        InputError: as `grey_levels`.
     """
     return levels_to_tensor(grey_levels(image))
 
@@ -92,21 +110,59 @@ def tensor_to_uint8(images: torch.Tensor) -> np.ndarray:
     return ((images.squeeze(1).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
 
 
+@dataclass(frozen=True)
+class _Row:
+    """What an image of a split is called: its file where the set knows it, and its row."""
+
+    split: Dataset
+    index: int
+
+    def __str__(self) -> str:
+        path = self.split.cast_column("image", datasets.Image(decode=False))[self.index]["image"]["path"]
+        return f"image {self.index} of the split '{self.split.split}'" + (f" ({path})" if path else "")
+
+
+def read_levels(split: Dataset, index: int) -> np.ndarray:
+    """Grey levels (H, W), uint8 or uint16, of an image of a split.
+
+    Raises:
+        InputError: it cannot be read or has colours; the message names it.
+    """
+    with naming(_Row(split, index), "take it out of the set or write it again"):
+        image = split[index]["image"]
+        if image is None:
+            raise InputError("is missing; take its row out of the set.")
+        return grey_levels(image)
+
+
 class SliceTensors(torch.utils.data.Dataset):
     """The `image` column of a split as (1, H, W) tensors in [-1, 1].
 
     Decoding a PNG takes about as long as a convolution of it, so a split that fits is decoded once and kept as grey
     levels, of which 1 GiB holds about 35,000 slices of 176x176.
+
+    Raises:
+        InputError: an image cannot be read, has colours, or differs from the first one in size or depth: here where
+            the split fits, else when it is asked for.
     """
 
     MEMORY = 2**30  # bytes
 
     def __init__(self, split: Dataset):
         self.images = split.select_columns("image")
-        first = grey_levels(self.images[0]["image"])
+        self.first = read_levels(self.images, 0)
         self.levels = None
-        if first.nbytes * len(split) <= self.MEMORY:
-            self.levels = np.stack([grey_levels(row["image"]) for row in self.images])
+        if self.first.nbytes * len(split) <= self.MEMORY:
+            self.levels = np.stack([self._read(index) for index in range(len(split))])
+
+    def _read(self, index: int) -> np.ndarray:
+        levels = read_levels(self.images, index)
+        if (levels.shape, levels.dtype) != (self.first.shape, self.first.dtype):
+            raise InputError(
+                f"{_Row(self.images, index)} has {_size(levels)} where the first one has {_size(self.first)}; bring "
+                "all images to one size and depth, as dataset_scripts/slices.py does"
+            )
+        return levels
 
     def __len__(self) -> int:
         return len(self.images)
@@ -118,7 +174,11 @@ class SliceTensors(torch.utils.data.Dataset):
         """The images at `indices` as one (B, 1, H, W) batch."""
         if self.levels is not None:
             return levels_to_tensor(self.levels[indices])
-        return torch.stack([image_to_tensor(self.images[i]["image"]) for i in indices])
+        return torch.stack([levels_to_tensor(self._read(int(index))) for index in indices])
+
+
+def _size(levels: np.ndarray) -> str:
+    return f"{levels.shape[0]}x{levels.shape[1]} pixels of {8 * levels.itemsize} bits"
 
 
 def check_image_size(split: Dataset, source: str | Path, factor: int) -> tuple[int, int]:
@@ -127,9 +187,9 @@ def check_image_size(split: Dataset, source: str | Path, factor: int) -> tuple[i
     A `VQModel` decodes any other size silently to a different one.
 
     Raises:
-        InputError: the size is no multiple of `factor`.
+        InputError: the first image cannot be read, or the size is no multiple of `factor`.
     """
-    width, height = split[0]["image"].size
+    height, width = read_levels(split, 0).shape
     if height % factor or width % factor:
         raise InputError(
             f"{source} holds images of {height}x{width}, no multiple of the downsampling factor {factor}; "
