@@ -21,9 +21,9 @@ demo: $(VENV)/installed
 		--dataset_name $(DEMO)/data --output_dir $(DEMO)/vqgan --resume_from_checkpoint latest
 	$(BIN)/accelerate launch --quiet --num_cpu_threads_per_process 2 train_ihdm.py --config demo \
 		--dataset_name $(DEMO)/data --vqvae $(DEMO)/vqgan/best --output_dir $(DEMO)/ihdm --resume_from_checkpoint latest
-	$(BIN)/python generate.py --pipeline $(DEMO)/ihdm/pipeline --num_images 8 --output_dir $(DEMO)/images
+	$(BIN)/python generate.py --pipeline $(DEMO)/ihdm/pipeline --num_images 8 --output_dir $(DEMO)/images \
+		--contact_sheet $(DEMO)/samples.png
 	cp $(DEMO)/vqgan/reconstructions.png $(DEMO)/reconstructions.png
-	cp $(DEMO)/images/contact_sheet.png $(DEMO)/samples.png
 	@echo "look at $(DEMO)/samples.png and $(DEMO)/reconstructions.png"
 
 test: $(VENV)/installed

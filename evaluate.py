@@ -10,7 +10,6 @@ data's terms before the folder is passed on. A pipeline in a local folder gets t
 """
 
 import argparse
-import inspect
 from pathlib import Path
 
 import torch
@@ -22,8 +21,7 @@ from vq_ihdm.evaluation.image_sets import read_data_set, read_image_folder
 from vq_ihdm.evaluation.pipelines import evaluate_pipeline, tokenize
 from vq_ihdm.files import replacing
 from vq_ihdm.pipelines import load_pipeline
-
-SAMPLING = ("num_inference_steps", "temperature")
+from vq_ihdm.sampling_arguments import add_sampling_arguments, sampling_arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,18 +35,17 @@ def build_parser() -> argparse.ArgumentParser:
     add("--split", help="held-out splits, such as validation+test; by default test, or all but train")
     add("--output_dir", type=Path, default="evaluation")
     add("--num_images", type=int, default=1000, help="images to draw from --pipeline")
-    add("--num_inference_steps", type=int, help="network evaluations an image; the pipeline's default if not given")
-    add("--temperature", type=float, help="of the draw of codes; the pipeline's default if not given")
     add("--seed", type=int, default=0, help="of the draws")
     add("--batch_size", type=int, default=32, help="images that the pipeline works on at a time")
     add("--feature_weights", help="Inception weights in a local file, instead of torch-fidelity's download")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_sampling_arguments(parser)
     return parser
 
 
 def main() -> None:
     args = build_parser().parse_args()
-    sampling = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
+    sampling = sampling_arguments(args)
     if args.output_dir.exists() and not (args.output_dir / "report.json").exists():
         raise InputError(f"{args.output_dir} exists and holds no report; name a new --output_dir")
     if args.images:
@@ -59,9 +56,7 @@ def main() -> None:
         raise InputError("--tokenizer belongs to --images; a pipeline has its own")
     else:
         pipe = load_pipeline(args.pipeline).to(args.device)
-        for name in sampling:
-            if name not in inspect.signature(pipe.__call__).parameters:
-                raise InputError(f"a {type(pipe).__name__} takes no --{name}; leave it out")
+        sampling = sampling_arguments(args, pipe)
 
     training, held_out = read_data_set(args.dataset_name, args.split.split("+") if args.split else None)
     reference = EvaluationSet(training, held_out, load_networks(args.feature_weights, args.device))

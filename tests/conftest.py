@@ -206,6 +206,7 @@ def ihdm_run(tmp_path_factory: pytest.TempPathFactory, tiny_preset: Path, templa
 GENERATE_FLAGS = (
     "--num_images", 7, "--batch_size", 2, "--format", "both", "--spacing_mm", 1.5, 2, "--num_inference_steps", 2,
 )  # fmt: skip
+SHARD_FLAGS = ("--num_images", 10, "--format", "parquet", "--images_per_shard", 4, "--batch_size", 2)
 
 
 @pytest.fixture(scope="session")

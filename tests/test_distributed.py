@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GENERATE_FLAGS, ROOT, run_script
+from conftest import GENERATE_FLAGS, ROOT, SHARD_FLAGS, run_script
 
 from vq_ihdm.training.checkpoints import list_checkpoints
 from vq_ihdm.training.state import load_state
@@ -69,14 +69,15 @@ def plain_ihdm(tiny_preset, template_set, vqgan_run) -> list:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, tiny_preset, template_set, pipeline_folder, plain_ihdm) -> Path:
-    """A folder with what two processes make: `vqgan`, `ihdm`, `images`, and `stdout`."""
+    """A folder with what two processes make: `vqgan`, `ihdm`, `images`, `shards`, and `stdout`."""
     folder = tmp_path_factory.mktemp("distributed")
     vqgan = ["train_vqgan.py", "--config", tiny_preset, "--dataset_name", template_set, "--perceptual", "none",
              "--discriminator", "patch", "--max_train_steps", 4, "--report_to", "none",
              "--output_dir", folder / "vqgan"]  # fmt: skip
     ihdm = [*plain_ihdm, "--train_batch_size", 1, "--output_dir", folder / "ihdm"]
     images = ["generate.py", "--pipeline", pipeline_folder, "--output_dir", folder / "images", *GENERATE_FLAGS]
-    (folder / "stdout").write_text(torchrun(folder, vqgan, ihdm, images))
+    shards = ["generate.py", "--pipeline", pipeline_folder, "--output_dir", folder / "shards", *SHARD_FLAGS]
+    (folder / "stdout").write_text(torchrun(folder, vqgan, ihdm, images, shards))
     return folder
 
 
@@ -125,7 +126,7 @@ def test_a_checkpoint_has_the_random_state_of_each_process(runs):
 @pytest.mark.slow
 def test_only_the_first_process_writes_the_outcome(runs):
     stdout = (runs / "stdout").read_text()
-    assert stdout.count("the pipeline is in") == stdout.count("images are in") == 1
+    assert (stdout.count("the pipeline is in"), stdout.count("images are in")) == (1, 2)
     assert (runs / "ihdm" / "pipeline" / "model_index.json").exists()
 
 
@@ -133,3 +134,11 @@ def test_only_the_first_process_writes_the_outcome(runs):
 def test_two_processes_generate_the_files_of_one(runs, generated):
     ours, theirs = ({file.name: file.read_bytes() for file in f.iterdir()} for f in (runs / "images", generated))
     assert ours == theirs
+
+
+@pytest.mark.slow
+def test_two_processes_generate_the_shards_of_one(runs, pipeline_folder, tmp_path):
+    run_script("generate.py", "--pipeline", pipeline_folder, "--output_dir", tmp_path / "shards", *SHARD_FLAGS)
+    ours, theirs = (sorted((folder / "shards").rglob("*.parquet")) for folder in (runs, tmp_path))
+    assert [file.name for file in ours] == [file.name for file in theirs]
+    assert [file.read_bytes() for file in ours] == [file.read_bytes() for file in theirs]

@@ -1,20 +1,27 @@
-"""generate.py: the same files however the work is cut up."""
+"""generate.py: the same files however the work is cut up, and each says that it is synthetic."""
 
+import csv
 import json
+import os
 import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import GENERATE_FLAGS, run_script, tiny_vq_ihdm
+from conftest import GENERATE_FLAGS, SHARD_FLAGS, run_script, tiny_vq_ihdm
+from datasets import load_dataset
+from hub_fixtures import evaluate, record
 from PIL import Image
 
-from generate import seed_of_image
 from vq_ihdm import GANPipeline
 from vq_ihdm.baselines.stacks import LatentDecoder
 from vq_ihdm.evaluation.image_sets import read_image_folder
+from vq_ihdm.synthetic.provenance import seed_of_image
 
 
 @pytest.fixture
@@ -34,15 +41,34 @@ def refusal(generate, *arguments, **keywords) -> str:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def test_files(generated):
     images = [f"{i:06d}{suffix}" for i in range(7) for suffix in (".png", ".nii.gz")]
-    assert contents(generated).keys() == {*images, "contact_sheet.png", "manifest.json"}
+    assert contents(generated).keys() == {*images, "metadata.csv", "manifest.json"}
     pixels = read_image_folder(generated)
     assert pixels.shape == (7, 32, 32)
     assert len({image.tobytes() for image in pixels}) == 7
+
+
+def test_the_folder_is_an_imagefolder_of_that_many_images(generated):
+    rows = load_dataset("imagefolder", data_dir=str(generated), split="train")
+    assert rows["index"] == list(range(7)) and rows["image_seed"] == [seed_of_image(0, i) for i in range(7)]
+    assert (np.stack(rows["image"]) == read_image_folder(generated)).all()
+
+
+def test_every_file_says_that_it_is_synthetic_and_how_it_was_made(generated, pipeline_folder):
+    image, volume = Image.open(generated / "000005.png"), nib.load(generated / "000005.nii.gz")
+    (extension,) = volume.header.extensions
+    about = json.loads(image.text["Comment"])
+    assert about == json.loads(extension.get_content())
+    assert about["synthetic"] and (about["seed"], about["index"]) == (0, 5)
+    assert about["sampling"] == {"num_inference_steps": 2}
+    assert about["pipeline"] == about["model"] == "VQIHDMPipeline" and about["licence"] == "unknown"
+    assert len(about["weights"]) == 16
+    assert image.text["Description"] == bytes(volume.header["descrip"]).rstrip(b"\0").decode()
+    assert "Synthetic" in image.text["Description"]
 
 
 def test_images_are_the_pipelines(generated):
@@ -67,10 +93,22 @@ def test_nifti_is_the_same_slice_in_its_place(generated):
     np.testing.assert_allclose(corner, [-31, 31 * 0.75, 0])
 
 
-def test_contact_sheet_shows_the_images_in_order(generated):
-    sheet = np.asarray(Image.open(generated / "contact_sheet.png"))
-    assert sheet.shape == (32, 8 * 34 - 2)
-    np.testing.assert_array_equal(sheet[:, 34:66], np.asarray(Image.open(generated / "000001.png")))
+@pytest.mark.parametrize("flags", [(), SHARD_FLAGS])
+def test_contact_sheet_shows_the_images_in_order(generate, tmp_path, flags):
+    generate(*flags, "--num_images", 9, "--contact_sheet", tmp_path / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape == (2 * 34 - 2, 8 * 34 - 2)
+    np.testing.assert_array_equal(sheet[34:, :32], drawn(tmp_path / "images")[8])
+    assert (sheet[34:, 34:] == 255).all()
+    said = refusal(generate, *flags, "--num_images", 9, "--contact_sheet", tmp_path / "images" / "sheet.png")
+    assert "outside --output_dir" in said
+
+
+def drawn(folder: Path) -> np.ndarray:
+    """(N, H, W): the images of a folder of PNG files or of shards."""
+    if (folder / "data").is_dir():
+        return np.stack(load_dataset(str(folder), split="train")["image"])
+    return read_image_folder(folder)
 
 
 def test_manifest_says_how_and_not_where(generated, pipeline_folder):
@@ -86,13 +124,28 @@ def test_manifest_says_how_and_not_where(generated, pipeline_folder):
 
 def test_restart_writes_what_is_missing_and_the_same(generate, generated, tmp_path):
     folder = shutil.copytree(generated, tmp_path / "images")
-    for name in ("000001.png", "000004.png", "000004.nii.gz", "contact_sheet.png"):
+    for name in ("000001.png", "000004.png", "000004.nii.gz", "metadata.csv"):
         (folder / name).unlink()
     kept = {name: (folder / name).stat().st_mtime_ns for name in contents(folder) if name != "manifest.json"}
     generate(*GENERATE_FLAGS)
     assert contents(folder) == contents(generated)
     kept.pop("000001.nii.gz")  # one of the two files of an image was missing
     assert all((folder / name).stat().st_mtime_ns == written for name, written in kept.items())
+
+
+def flip(data: bytes) -> bytes:
+    """One byte of the image itself another."""
+    middle = len(data) - 200
+    return data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-40], lambda data: b"", lambda data: b"no image", flip])
+def test_a_damaged_file_is_drawn_again(generate, generated, tmp_path, damage):
+    folder = shutil.copytree(generated, tmp_path / "images")
+    for name in ("000002.png", "000005.nii.gz"):
+        (folder / name).write_bytes(damage((folder / name).read_bytes()))
+    generate(*GENERATE_FLAGS)
+    assert contents(folder) == contents(generated)
 
 
 def test_more_images_later_are_those_of_one_go(generate, generated):
@@ -113,7 +166,7 @@ def test_the_batch_size_matters_to_rounding_at_most(generate, generated):
 def test_seeds_differ_and_do_not_overlap(generate, generated):
     other = read_image_folder(generate(*GENERATE_FLAGS, "--seed", 1))
     assert not {image.tobytes() for image in other} & {image.tobytes() for image in read_image_folder(generated)}
-    seeds = [seed_of_image(seed, i) for seed in (-1, 0, 1, 2, 123456789) for i in range(10_000)]
+    seeds = [seed_of_image(seed, i) for seed in (0, 1, 2, 123456789, 2**32 - 1) for i in range(10_000)]
     assert len(set(seeds)) == len(seeds) and min(seeds) >= 0 and max(seeds) < 2**32
 
 
@@ -129,8 +182,8 @@ def test_spacing_comes_from_the_pipelines_record(generate, ihdm_run, template_se
     folder = generate("--num_images", 1, "--format", "nifti", pipeline=ihdm_run / "pipeline")
     spacing_mm = json.loads((template_set / "vq_ihdm.json").read_text())["spacing_mm"]
     np.testing.assert_allclose(nib.load(folder / "000000.nii.gz").header.get_zooms(), [*spacing_mm[::-1], 1])
-    assert {file.suffix for file in folder.iterdir()} == {".gz", ".json", ".png"}
-    assert (folder / "contact_sheet.png").exists() and not (folder / "000000.png").exists()
+    assert contents(folder).keys() == {"000000.nii.gz", "metadata.csv", "manifest.json"}
+    assert [row["file_name"] for row in csv.DictReader((folder / "metadata.csv").open())] == ["000000.nii.gz"]
 
 
 def test_a_pipeline_without_steps_or_temperature(generate, tmp_path):
@@ -160,8 +213,97 @@ def test_mistakes(generate, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "no model_index.json" in refusal(generate, *few, pipeline=tmp_path / "empty")
     assert "--spacing_mm" in refusal(generate, *few, "--format", "nifti")
-    assert "positive" in refusal(generate, *few, "--format", "nifti", "--spacing_mm", 1, -1)
-    assert "temperature" in refusal(generate, *few, "--temperature", -1)
+    assert "one or two" in refusal(generate, *few, "--format", "nifti", "--spacing_mm", 1, 1, 1)
+    assert "parquet" in refusal(generate, *few, "--push_to_hub", "name")
     assert len(read_image_folder(generate(*few, "--temperature", 1))) == 1
     (tmp_path / "notes.txt").write_text("mine")
     assert "no manifest.json" in refusal(generate, *few, output_dir=tmp_path)
+
+
+@pytest.mark.parametrize("flag", ["--temperature", "--top_p", "--spacing_mm", "--seed", "--num_images", "--batch_size"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-1"])
+def test_numbers_without_sense(generate, capsys, flag, value):
+    with pytest.raises(SystemExit) as stop:
+        generate("--num_images", 1, flag, value)
+    assert stop.value.code == 2 and f"argument {flag}: {value} is no" in capsys.readouterr().err
+
+
+# ---- shards ---------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def described_pipeline(pipeline_folder, tmp_path_factory) -> Path:
+    """A pipeline with record and evaluation."""
+    return evaluate(record(Path(shutil.copytree(pipeline_folder, tmp_path_factory.mktemp("described") / "model"))))
+
+
+@pytest.fixture(scope="module")
+def shards(described_pipeline, tmp_path_factory) -> Path:
+    """What generate.py writes with `SHARD_FLAGS` for ten images; not to be written to."""
+    folder = tmp_path_factory.mktemp("shards") / "images"
+    run_script("generate.py", "--pipeline", described_pipeline, "--output_dir", folder, *SHARD_FLAGS)
+    return folder
+
+
+def test_shards_hold_the_same_images_as_files_do(generate, shards):
+    files = [f"data/train-{number:05d}.parquet" for number in range(3)]
+    assert contents(shards).keys() == {*files, "README.md", "manifest.json"}
+    rows = load_dataset(str(shards), split="train")
+    assert rows["index"] == list(range(10)) and rows["image_seed"] == [seed_of_image(0, i) for i in range(10)]
+    assert (np.stack(rows["image"]) == read_image_folder(generate("--num_images", 10, "--batch_size", 2))).all()
+    assert json.loads(rows[7]["image"].text["Comment"])["index"] == 7
+
+
+def test_the_card_says_model_seed_licence_and_audit(shards, described_pipeline):
+    card = (shards / "README.md").read_text()
+    about = json.loads((shards / "manifest.json").read_text())["settings"]
+    assert about["model"] == "VQIHDMPipeline trained on OASIS-1" and about["licence"] == "odbl"
+    for part in ("license: odbl", "- synthetic", "10 images", about["model"], about["weights"], "**Passed**"):
+        assert part in card
+    assert not any(part in card for part in [*described_pipeline.parts[1:-1], *shards.parts[1:-1]])
+
+
+def test_a_set_that_is_killed_again_and_again_equals_one_that_is_not(shards, described_pipeline, tmp_path):
+    folder = tmp_path / "images"
+    arguments = ("--pipeline", described_pipeline, "--output_dir", folder, *SHARD_FLAGS)
+    for changes in range(1, 6):  # of what lies in the folder; the last process may complete the set
+        with forked("generate.py", *arguments) as child:
+            seen = set(folder.rglob("*"))
+            while changes and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                if (now := set(folder.rglob("*"))) != seen:
+                    seen, changes = now, changes - 1
+            os.kill(child, signal.SIGKILL)
+    (folder / "data" / "train-00001.parquet").write_bytes(b"PAR1 and no more")
+    run_script("generate.py", *arguments)
+    found = {name: data for name, data in contents(folder).items() if not name.endswith(".partial")}
+    assert found == contents(shards)
+
+
+@contextmanager
+def forked(*arguments: object) -> Iterator[int]:
+    """A process, by its id, that runs a script and needs no imports for it."""
+    if (child := os.fork()) == 0:
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), 1), os.dup2(null.fileno(), 2)
+            try:
+                run_script(*arguments)
+            finally:
+                os._exit(0)
+    yield child
+    os.waitpid(child, 0)
+
+
+def test_more_images_later_complete_the_last_shard(shards, described_pipeline, tmp_path):
+    arguments = ("--pipeline", described_pipeline, "--output_dir", tmp_path / "images", *SHARD_FLAGS)
+    run_script("generate.py", *arguments, "--num_images", 5)
+    assert len(load_dataset(str(tmp_path / "images"), split="train")) == 5
+    run_script("generate.py", *arguments)
+    assert contents(tmp_path / "images") == contents(shards)
+    assert len(load_dataset(str(tmp_path / "images"), split="train")) == 10
+
+
+def test_images_of_a_model_without_a_passed_audit_are_not_pushed(generate, described_pipeline, tmp_path):
+    few = (*SHARD_FLAGS, "--push_to_hub", "name")
+    unevaluated = record(Path(shutil.copytree(described_pipeline, tmp_path / "model")))
+    shutil.rmtree(unevaluated / "evaluation")
+    assert "--allow_unevaluated" in refusal(generate, *few, pipeline=unevaluated)
+    assert "--allow_failed_audit" in refusal(generate, *few, pipeline=evaluate(unevaluated, ratio=0.5))
+    assert not any((tmp_path / "images").glob("data/*"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import HEIGHT, NUM_CODES, ROOT, WIDTH, tiny_vq_ihdm, tiny_vq_model
+from conftest import HEIGHT, NUM_CODES, ROOT, SHARD_FLAGS, WIDTH, tiny_vq_ihdm, tiny_vq_model
 from diffusers import DiffusionPipeline
 from hub_client import HubClient, RemoteError
 from hub_fixtures import evaluate, record
@@ -22,6 +22,7 @@ from vq_ihdm.errors import InputError
 from vq_ihdm.fit_prior import fit_prior
 from vq_ihdm.hub.audit_index import write_audit_index
 from vq_ihdm.hub.publishing import files_of, objections, refuse
+from vq_ihdm.synthetic.provenance import DESCRIPTION
 
 WITH_PACKAGE = "from vq_ihdm import load_pipeline; pipe = load_pipeline({!r})"
 WITHOUT_PACKAGE = (
@@ -315,6 +316,29 @@ def test_the_page_is_published_with_its_pipeline_inside(hub: HubServer, author: 
     assert {"app.py", "README.md", "requirements.txt"} <= set(files)
     inside = {name.removeprefix("checkpoints/vq-ihdm-oasis/") for name in files if name.startswith("checkpoints/")}
     assert inside == set(contents_of(model))
+
+
+# ---- synthetic images -----------------------------------------------------------------------------------------
+def test_shards_reach_the_hub_one_by_one_and_an_upload_that_broke_off_goes_on(
+    hub: HubServer, author: HubClient, stranger: HubClient, published: Path, tmp_path: Path
+):
+    flags = ["--pipeline", "tester/tiny", "--output_dir", tmp_path / "drawn", *SHARD_FLAGS, "--push_to_hub", "drawn"]
+    run = RUN_SCRIPT.format(["generate.py", *map(str, flags)], "generate.py")
+    hub.fail = "PUT"
+    with pytest.raises(RemoteError, match="data/train-00000.parquet was not published; try again"):
+        author.run(run)
+    repository = hub.repositories["dataset", "tester/drawn"]
+    assert repository.private and set(repository.files) == {".gitattributes", "README.md", "manifest.json"}
+    uploads = hub.uploads
+    author.run(run)
+    author.run(run)  # has nothing left to send
+    assert hub.uploads == uploads + 3
+    assert repository.files["README.md"].decode().count("tester/tiny@") == 1
+    load = 'from datasets import load_dataset; rows = load_dataset("tester/drawn", split="train"); '
+    assert stranger.run(load + "answer = [row['image'].text['Description'] for row in rows]") == [DESCRIPTION] * 10
+    other = [*flags, "--seed", 1, "--output_dir", tmp_path / "other"]
+    with pytest.raises(RemoteError, match="holds something else"):
+        author.run(RUN_SCRIPT.format(["generate.py", *map(str, other)], "generate.py"))
 
 
 # ---- from training to the Hub ---------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from .data.images import tensor_to_uint8
 from .files import replacing
 
 
@@ -25,6 +24,8 @@ def contact_sheet(images: np.ndarray, columns: int, margin: int = 2) -> Image.Im
 
 def reconstruction_sheet(images: torch.Tensor, reconstructions: torch.Tensor) -> Image.Image:
     """Originals (B, 1, H, W) in [-1, 1] in the upper row, their reconstructions below."""
+    from .data.images import tensor_to_uint8  # brings `datasets`, which drawing images does without
+
     return contact_sheet(tensor_to_uint8(torch.cat([images, reconstructions])), columns=len(images))
 
 

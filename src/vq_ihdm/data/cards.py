@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets import DatasetInfo, Features
-from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from vq_ihdm.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Features
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,16 @@ def with_licence(source: Source, licence: str | None) -> Source:
     return replace(OWN, licence=licence, terms=f"Published by the builder under {licence}.", redistribution=True)
 
 
-def write_card(folder: Path, source: Source, features: Features, facts: Mapping[str, Any], settings: dict) -> None:
+def write_card(folder: Path, source: Source, features: "Features", facts: Mapping[str, Any], settings: dict) -> None:
     """Write `folder/README.md`: YAML the Hub reads, then what the set is, how it was made, its counts and limits.
 
     Args:
         facts: the content of `vq_ihdm.json`.
         settings: options of the build, shown as they are; must hold no path and no id.
     """
+    from datasets import DatasetInfo  # the terms above are read where `datasets` may not be installed
+    from datasets.info import DatasetInfosDict
+
     counts = facts["splits"]
     files = [{"split": split, "path": f"data/{split}-*-{facts['digest']}.parquet"} for split in counts]
     data = DatasetCardData(

@@ -2,7 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -137,7 +138,7 @@ def upload(repo_id: str, repo_type: str, private: bool, contents: Callable[[str]
     """Commit what `contents` gives for the full repository id, and the removal of everything else."""
     api = HfApi()
     sdk = "gradio" if repo_type == "space" else None
-    try:
+    with hub_errors(repo_id):
         url = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=sdk)
         if private and not api.repo_info(url.repo_id, repo_type=repo_type).private:
             raise InputError(f"{url.repo_id} exists and is public; name another repository, or ask for a public one")
@@ -146,6 +147,14 @@ def upload(repo_id: str, repo_type: str, private: bool, contents: Callable[[str]
         operations = [CommitOperationAdd(name, content) for name, content in files.items()]
         operations += [CommitOperationDelete(name) for name in sorted(stale)]
         api.create_commit(url.repo_id, operations, commit_message="Publish with vq-ihdm", repo_type=repo_type)
+    return str(url)
+
+
+@contextmanager
+def hub_errors(repo_id: str, outcome: str = "nothing was published") -> Iterator[None]:
+    """Whatever goes wrong with a commit to the Hub, as an `InputError` that tells the outcome."""
+    try:
+        yield
     except HFValidationError as error:
         raise InputError(f"{repo_id} cannot be the name of a repository; use account/name") from error
     except HfHubHTTPError as error:
@@ -154,12 +163,10 @@ def upload(repo_id: str, repo_type: str, private: bool, contents: Callable[[str]
             401: "the Hub does not know this token; run `hf auth login`, or set HF_TOKEN",
             403: f"this account may not write to {repo_id}; use a token with write access or another repository",
         }
-        problem = f"the Hub answered with status {status} and nothing was published; try again later"
+        problem = f"the Hub answered with status {status} and {outcome}; try again later"
         raise InputError(reasons.get(status, problem)) from error
     except RuntimeError as error:  # a large file did not arrive, so nothing was committed
-        raise InputError(f"{str(error).rstrip('.')} and nothing was published; try again") from error
+        raise InputError(f"{str(error).rstrip('.')} and {outcome}; try again") from error
     except (HTTPError, OfflineModeIsEnabled) as error:
-        raise InputError(
-            f"the Hub at {api.endpoint} cannot be reached and nothing was published; check the network and try again"
-        ) from error
-    return str(url)
+        reason = f"the Hub at {HfApi().endpoint} cannot be reached"
+        raise InputError(f"{reason} and {outcome}; check the network and try again") from error

@@ -21,11 +21,10 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
-from datasets import DatasetDict
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
@@ -33,6 +32,9 @@ from .._version import __version__
 from ..data.cards import OWN
 from ..errors import InputError
 from ..files import read_json
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
 
 RECORD = "training.json"
 DATA_FACTS = "vq_ihdm.json"
@@ -43,7 +45,7 @@ METHODS = ("lr_scheduler", "mixed_precision", "model", "perceptual", "prior")
 UNKNOWN = {"source": OWN.name, "licence": OWN.licence, "redistribution": OWN.redistribution, "template": False}
 
 
-def data_facts(dataset_name: str | None, splits: DatasetDict) -> dict[str, Any]:
+def data_facts(dataset_name: str | None, splits: "DatasetDict") -> dict[str, Any]:
     """The `data` entry of the record.
 
     Args:

@@ -1,0 +1,79 @@
+"""The card of a synthetic data set: what it is, which model made it and with which seed, audit, terms."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from huggingface_hub import DatasetCard, DatasetCardData
+
+from ..data.cards import size_category
+from ..files import replacing
+from ..hub.card import SOURCES, describe_audit, read_report
+from ..hub.record import read_record
+from .provenance import Provenance
+
+
+def write_card(folder: Path, provenance: Provenance, pipeline: Path, num_images: int) -> None:
+    """Write `folder/README.md` for the shards of `num_images` images.
+
+    Args:
+        pipeline: the folder of the pipeline that drew them, with its record and evaluation where it has them.
+    """
+    record = read_record(pipeline)
+    # `load_dataset` finds its cached copy of a folder by the folder's last name and this header, not by the content.
+    version = f"{num_images} images, {hashlib.sha256(json.dumps(asdict(provenance)).encode()).hexdigest()[:16]}"
+    files = [{"split": "train", "path": "data/train-*.parquet"}]
+    data = DatasetCardData(
+        pretty_name="Synthetic axial brain slices",
+        license=provenance.licence,
+        task_categories=["unconditional-image-generation"],
+        size_categories=size_category(num_images),
+        tags=["synthetic", "medical", "mri", "brain", "vq-ihdm"],
+        configs=[{"config_name": "default", "description": version, "data_files": files}],
+    )
+    terms = "It is unknown on which data, and under which terms, the model was trained."
+    if record is not None:
+        source = SOURCES.get(record["data"]["source"])
+        terms = f"The model was trained on {record['data']['source']}, whose terms hold for what it draws. "
+        terms += source.terms if source else f"Licence: {record['data']['licence']}."
+    text = f"""---
+{data.to_yaml()}
+---
+
+# Synthetic axial brain slices
+
+{num_images:,} images drawn by a model. **No person was scanned for any of them.** For research, not for diagnosis: what
+looks like a finding is none, and slices do not make up volumes.
+
+```python
+from datasets import load_dataset
+
+images = load_dataset("NAME_OF_THIS_REPOSITORY_OR_FOLDER", split="train")
+```
+
+`index` numbers the images, `image_seed` draws one again:
+`pipe(generator=[torch.Generator().manual_seed(image_seed)])`. Each PNG tells the same in a text chunk.
+
+## How they were made
+
+| | |
+|---|---|
+| model | {provenance.model} |
+| pipeline | `{provenance.pipeline}`, {provenance.torch_dtype} |
+| digest of its weights | `{provenance.weights}` |
+| seed | {provenance.seed} |
+| sampling | {json.dumps(provenance.sampling) if provenance.sampling else "the pipeline's defaults"} |
+
+Made by `generate.py` of vq-ihdm; the versions of the libraries stand in `manifest.json`.
+
+## Memorisation audit of the model
+
+{describe_audit(read_report(pipeline), provenance.pipeline)}
+
+## Terms
+
+{terms}
+"""
+    with replacing(folder / "README.md") as temporary:
+        DatasetCard(text).save(temporary)

@@ -1,0 +1,96 @@
+"""Drawn images as one file each, with a table: what `load_dataset("imagefolder", data_dir=...)` reads."""
+
+import csv
+import gzip
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..files import replacing
+from .provenance import Provenance, nifti_bytes, png_bytes
+
+COLUMNS = ("index", "image_seed")
+SUFFIXES = {"png": [".png"], "nifti": [".nii.gz"], "both": [".png", ".nii.gz"]}
+
+
+class ImageFiles:
+    """`000000.png`, `000001.png`, ..., as NIfTI where asked, and `metadata.csv`.
+
+    Args:
+        folder: where they stand.
+        suffixes: of the files an image has.
+        provenance: what each of them tells.
+        batch_size: images that are drawn, and looked after, together.
+        spacing_mm: height and width of a pixel, for NIfTI.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        suffixes: Sequence[str],
+        provenance: Provenance,
+        batch_size: int,
+        spacing_mm: Sequence[float] | None = None,
+    ):
+        self.folder, self.suffixes, self.provenance = folder, suffixes, provenance
+        self.images_per_part, self.spacing_mm = batch_size, spacing_mm
+
+    def holds(self, part: range) -> bool:
+        """Whether every image of `part` is there and whole."""
+        return all(self._holds_image(i) for i in part)
+
+    def write(self, part: range, images: Iterable[np.ndarray]) -> None:
+        """Write the images (H, W) uint8 of `part`; those that are there and whole stay untouched."""
+        for i, pixels in zip(part, images, strict=True):
+            if self._holds_image(i):
+                continue
+            about = self.provenance.of_image(i)
+            for suffix in self.suffixes:
+                with replacing(self._file_of(i, suffix)) as temporary:
+                    temporary.write_bytes(
+                        png_bytes(pixels, about) if suffix == ".png" else nifti_bytes(pixels, about, self.spacing_mm)
+                    )
+
+    def read(self, count: int) -> list[np.ndarray]:
+        """The first `count` images, (H, W) uint8."""
+        return [read_image(self._file_of(i, self.suffixes[0])) for i in range(count)]
+
+    def finish(self) -> None:
+        """Write the table: a row an image, in the form `datasets` joins to the files."""
+        suffix = self.suffixes[0]
+        with replacing(self.folder / "metadata.csv") as temporary, temporary.open("w", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(["file_name", *COLUMNS])
+            for image in sorted(self.folder.glob(f"[0-9]*{suffix}")):
+                about = self.provenance.of_image(int(image.name.removesuffix(suffix)))
+                table.writerow([image.name, *(about[column] for column in COLUMNS)])
+
+    def _file_of(self, i: int, suffix: str) -> Path:
+        return self.folder / f"{i:06d}{suffix}"
+
+    def _holds_image(self, i: int) -> bool:
+        return all(is_whole(self._file_of(i, suffix)) for suffix in self.suffixes)
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a file of an image is there, with the checksums that PNG and gzip carry right to its end."""
+    if not file.is_file():
+        return False
+    try:
+        if file.suffix == ".png":
+            Image.open(file).verify()
+            return True
+        return gzip.decompress(file.read_bytes()) != b""
+    except Exception:  # of a reader of foreign bytes: anything from SyntaxError to zlib.error
+        return False
+
+
+def read_image(file: Path) -> np.ndarray:
+    """What `ImageFiles` wrote, (H, W) uint8."""
+    if file.suffix == ".png":
+        return np.asarray(Image.open(file))
+    import nibabel as nib
+
+    return np.asarray(nib.load(file).dataobj)[:, :, 0].T[::-1]

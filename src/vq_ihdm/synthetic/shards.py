@@ -1,0 +1,61 @@
+"""Drawn images as parquet shards with a card: what `load_dataset(folder)` reads, at any number of images."""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from ..files import replacing
+from .provenance import Provenance, png_bytes
+
+FEATURES = Features({"image": ImageFeature(mode="L"), "index": Value("int64"), "image_seed": Value("int64")})
+IMAGES_PER_ROW_GROUP = 100  # what a reader of a single image has to fetch
+
+
+class ParquetShards:
+    """`data/train-00000.parquet`, `data/train-00001.parquet`, ... of `images_per_shard` images each, the last of fewer.
+
+    A shard is there whole or not at all, and what it holds depends on its number alone: processes share the work by
+    shards, and a killed one loses no more than the shard it was at.
+    """
+
+    def __init__(self, folder: Path, provenance: Provenance, images_per_shard: int):
+        self.folder, self.provenance, self.images_per_part = folder, provenance, images_per_shard
+
+    def holds(self, part: range) -> bool:
+        """Whether the shard of the images `part` is there with all of them."""
+        try:
+            return pq.read_metadata(self._file_of(part)).num_rows >= len(part)
+        except (FileNotFoundError, pa.ArrowInvalid):  # not there, or not whole
+            return False
+
+    def write(self, part: range, images: Iterable[np.ndarray]) -> None:
+        """Write the shard of the images (H, W) uint8 of `part`."""
+        rows = []
+        for i, pixels in zip(part, images, strict=True):
+            about = self.provenance.of_image(i)
+            image = {"bytes": png_bytes(pixels, about), "path": f"{i:06d}.png"}
+            rows.append({"image": image, **{name: about[name] for name in FEATURES if name != "image"}})
+        table = pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema)
+        with replacing(self._file_of(part)) as temporary:
+            pq.write_table(table, temporary, row_group_size=IMAGES_PER_ROW_GROUP)
+
+    def read(self, count: int) -> list[np.ndarray]:
+        """The first `count` images, (H, W) uint8."""
+        images = []
+        for start in range(0, count, self.images_per_part):
+            column = pq.read_table(self._file_of(range(start, count)), columns=["image"])["image"]
+            images += [np.asarray(Image.open(io.BytesIO(image["bytes"]))) for image in column.to_pylist()]
+        return images[:count]
+
+    def finish(self) -> None:
+        """A set of shards is complete with its last shard; its card is there from the beginning."""
+
+    def _file_of(self, part: range) -> Path:
+        return self.folder / "data" / f"train-{part.start // self.images_per_part:05d}.parquet"
