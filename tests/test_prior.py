@@ -6,7 +6,7 @@ from conftest import CODE_DIM, HEIGHT, WIDTH
 from safetensors.torch import load_file
 
 from vq_ihdm import BlurryPrior
-from vq_ihdm.fit_prior import MIN_GAIN, MIN_MEMBERS, blurred_coefficients, fit_prior
+from vq_ihdm.fit_prior import MIN_GAIN, MIN_SUBJECTS, blurred_coefficients, fit_prior
 from vq_ihdm.heat import blur, dct, idct, surviving_modes
 
 SIGMA = 2.0
@@ -132,7 +132,7 @@ def test_a_saved_mixture_shows_no_single_slice(tmp_path, num_components):
     (file,) = tmp_path.glob("*.safetensors")
     state = load_file(file)
     assert all(len(sharp) not in tensor.shape for tensor in state.values())
-    assert state["weights"].min() * len(sharp) >= min(MIN_MEMBERS, len(sharp))
+    assert state["weights"].min() * len(sharp) >= min(MIN_SUBJECTS, len(sharp))
     assert state["weights"].sum().item() == pytest.approx(1)
     training = blurred_coefficients(sharp, SIGMA)[0].float()
     shown = torch.cat([state["mean"][None], state["mean"] + state["means"] @ state["basis"], state["basis"]])
@@ -141,7 +141,7 @@ def test_a_saved_mixture_shows_no_single_slice(tmp_path, num_components):
 
 
 def test_a_small_set_gets_a_single_gaussian():
-    assert len(fit_prior(embeddings(MIN_MEMBERS - 1), SIGMA, rank=8, num_components=8).weights) == 1
+    assert len(fit_prior(embeddings(MIN_SUBJECTS - 1), SIGMA, rank=8, num_components=8).weights) == 1
     assert len(fit_prior(embeddings(3), SIGMA, rank=8, num_components=8).weights) == 1
 
 
