@@ -24,6 +24,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--slice_step_mm", type=length_mm, help="of --slices_mm (default: --voxel_size)")
     parser.add_argument("--percentiles", type=percentage, nargs=2, default=[0.5, 99.5], help="intensities made 0 and 1")
+    parser.add_argument("--skull_strip", action="store_true", help="keep the brain alone (adults' T1; deepbet)")
+    parser.add_argument("--bias_correction", action="store_true", help="even out coil shading (N4, of SimpleITK)")
     parser.add_argument("--num_threads", type=positive_int, default=1, help="volumes worked on at a time")
     add_build_arguments(parser)
     add_people_arguments(parser)
@@ -123,6 +126,9 @@ def checked_preset(args: argparse.Namespace) -> Preset:
     for name, pair in (("--percentiles", args.percentiles), ("--slices_mm", args.slices_mm or [0, 1])):
         if pair[0] >= pair[1]:
             raise InputError(f"{name} takes the lower number first.")
+    for flag, package in (("skull_strip", "deepbet"), ("bias_correction", "SimpleITK")):
+        if getattr(args, flag) and not find_spec(package):
+            raise InputError(f"--{flag} needs {package}; pip install 'vq-ihdm[data]'.")
     preset = PRESETS[args.preset]
     if groups(args.subject_pattern or preset.subject) != 1:
         raise InputError("--subject_pattern needs one group, in parentheses, around the subject's id.")
@@ -146,6 +152,8 @@ def slice_settings(args: argparse.Namespace, middle: int) -> SliceSettings:
         middle=None if args.slices_mm else middle,
         range_mm=(*args.slices_mm, args.slice_step_mm or args.voxel_size) if args.slices_mm else None,
         z_zero=args.z_zero,
+        skull_strip=args.skull_strip,
+        bias_correction=args.bias_correction,
     )
 
 
@@ -215,6 +223,8 @@ def card_settings(args: argparse.Namespace, settings: SliceSettings, series: str
             if settings.range_mm
             else f"the middle {settings.middle}"
         ),
+        **({"skull": "stripped (deepbet)"} if args.skull_strip else {}),
+        **({"bias field": "corrected (N4)"} if args.bias_correction else {}),
         "intensity window": f"percentiles {args.percentiles[0]:g} and {args.percentiles[1]:g} of a volume",
     }
 

@@ -112,6 +112,7 @@ def damaged_volumes(folder: Path) -> dict[str, str]:
     holed[0, 0, 0] = np.inf
     save(nib.Nifti1Image(holed, AFFINE), folder / "infinite.nii.gz")
     save(nib.Nifti1Image(np.full_like(data, 7), AFFINE), folder / "constant.nii.gz")
+    save(nib.Nifti1Image((data > 0).astype(np.uint8), AFFINE), folder / "binary.nii.gz")
     header = nib.Nifti1Header()
     header.set_sform(np.diag([2.0, 2, 0, 1]), code=1)
     save(nib.Nifti1Image(data, None, header), folder / "singular.nii.gz")
@@ -134,6 +135,7 @@ def damaged_volumes(folder: Path) -> dict[str, str]:
         "colour.nii.gz": "convert it to float",
         "infinite.nii.gz": "set them to zero",
         "constant.nii.gz": "is empty",
+        "binary.nii.gz": "as a mask does",
         "singular.nii.gz": "repair the header",
         "metres.nii.gz": "repair the voxel size",
         "thin.nii.gz": "--slices",

@@ -1,4 +1,4 @@
-"""Axial slices of NIfTI volumes: window the intensities, then resample once to the grid of the slices.
+"""Axial slices of volumes: window the intensities, then resample once to the grid of the slices.
 
 World coordinates are RAS mm, as the affine says: neither the order nor the direction of a file's axes matters.
 """
@@ -19,6 +19,7 @@ from nibabel.spaces import vox2out_vox
 from scipy.ndimage import gaussian_filter
 
 from vq_ihdm.data.building import encode_png
+from vq_ihdm.data.preprocessing import correct_bias, strip_skull
 from vq_ihdm.errors import InputError, naming
 from vq_ihdm.files import replacing
 
@@ -48,6 +49,8 @@ class SliceSettings:
     middle: int | None = None
     range_mm: tuple[float, float, float] | None = None
     z_zero: str = "affine"
+    skull_strip: bool = False
+    bias_correction: bool = False
 
 
 def open_volume(path: Path) -> nib.spatialimages.SpatialImage:
@@ -89,7 +92,7 @@ def read_voxels(image: nib.spatialimages.SpatialImage) -> np.ndarray:
     """The voxels (X, Y, Z) of an open volume in float32; NaN, which some tools write outside the brain, becomes 0.
 
     Raises:
-        InputError: every voxel is the same, or some are too large.
+        InputError: every voxel is one of at most two values, or some are too large.
         OSError, EOFError, zlib.error, ...: the file is damaged.
     """
     for path in files_of(image):
@@ -105,6 +108,8 @@ def read_voxels(image: nib.spatialimages.SpatialImage) -> np.ndarray:
         raise InputError("holds infinite values, or nearly so; set them to zero or convert it again.")
     if data.min() == data.max():
         raise InputError(f"is empty (every voxel is {data.min():g}); convert it again or leave it out.")
+    if ((data == data.min()) | (data == data.max())).all():
+        raise InputError("holds two values only, as a mask does; use the scan itself.")
     return data
 
 
@@ -174,7 +179,12 @@ def axial_slices(image: nib.spatialimages.SpatialImage, settings: SliceSettings)
     affine, size = image.affine, settings.voxel_size
     # Low-pass before sampling coarser, by what the width of a pixel exceeds that of a voxel.
     excess = np.maximum((size / nib.affines.voxel_sizes(affine)) ** 2 - 1, 0)
-    data = window(read_voxels(image), settings.percentiles)
+    data = read_voxels(image)
+    if settings.skull_strip:
+        data = strip_skull(data, affine)
+    if settings.bias_correction:
+        data = correct_bias(data, affine)
+    data = window(data, settings.percentiles)
     image = nib.Nifti1Image(gaussian_filter(data, np.sqrt(excess) / 2.355, output=data), affine)
 
     blank = InputError("shows nothing in some of the slices; choose others with --slices or --slices_mm.")
