@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from vq_ihdm import PixelIHDMPipeline, load_pipeline
 from vq_ihdm.baselines.pixel_ihdm import InverseHeatScheduler, create_unet, inverse_heat_loss
 from vq_ihdm.data.images import SliceTensors, load_slices
-from vq_ihdm.data.slices import draw_slices, spread_slices
+from vq_ihdm.data.slices import mirror_at_random, spread_slices
 from vq_ihdm.fit_prior import fit_prior
 from vq_ihdm.heat import blur
 
@@ -143,10 +143,10 @@ def test_slices_are_mirrored_in_half_of_the_draws(template_set):
     splits = load_slices(str(template_set))
     train_set = SliceTensors(splits["train"])
     original = train_set[3]
-    drawn = draw_slices(train_set, [3] * 100, random_flip=True)
+    drawn = mirror_at_random(train_set.stack([3] * 100), random_flip=True)
     mirrored = [bool((image == original.flip(-1)).all()) for image in drawn]
     assert all(torch.equal(i, original) or m for i, m in zip(drawn, mirrored, strict=True)) and 30 < sum(mirrored) < 70
-    assert (draw_slices(train_set, [3] * 100, random_flip=False) == original).all()
+    assert (mirror_at_random(train_set.stack([3] * 100), random_flip=False) == original).all()
     assert torch.equal(spread_slices(splits["train"], 2), train_set.stack([0, len(train_set) - 1]))
 
 

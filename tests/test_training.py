@@ -415,7 +415,7 @@ def test_a_signal_is_a_request_and_a_second_one_an_order(signum):
 def test_a_run_adds_up_its_sessions(tmp_path, network):
     argv = ["--output_dir", str(tmp_path), "--report_to", "none", "--train_batch_size", "3"]
     args = parse_args(parser(), "part", argv)
-    run = TrainingRun(args, Accelerator(cpu=True), "run", 10, {}, EMA(network, 0.9))
+    run = TrainingRun(args, Accelerator(cpu=True), "run", range(10), {}, EMA(network, 0.9))
     run.load_state_dict({"batches_seen": 7, "seconds": 100.0, "best": None})
     assert 100 <= run.seconds < 110
     assert run.images_seen == 21

@@ -21,6 +21,10 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--dataset_name", help="a set built by dataset_scripts/ (local folder) or one on the Hub")
     add("--train_data_dir", help="instead: a folder of images with a metadata.csv (file_name, subject)")
+    add("--image_column", default="image", help="where the set has its images")
+    add("--resolution", type=positive_int, help="bring the shorter side of every image to so many pixels")
+    add("--center_crop", action="store_true", help="with --resolution: then cut out the middle square")
+    add("--dataloader_num_workers", type=non_negative_int, default=0, help="processes that read slices ahead")
     add("--output_dir", required=True)
     add("--seed", type=seed_int, default=0)
     add("--random_flip", action=argparse.BooleanOptionalAction, default=True, help="mirror left and right")
@@ -119,6 +123,8 @@ def parse_args(parser: argparse.ArgumentParser, section: str, argv: list[str] | 
         # As if the file's flags stood first on the command line: types and choices are checked, later ones win.
         argv = [token for key, value in values.items() for token in _as_flag(key, value)] + argv
     args = parser.parse_args(argv)
+    if args.center_crop and args.resolution is None:
+        raise InputError("--center_crop cuts a square of --resolution pixels; give that too")
     if args.push_to_hub and not args.allow_unevaluated:
         raise InputError(
             "--push_to_hub publishes a model before it was evaluated; add --allow_unevaluated, or leave it out and "

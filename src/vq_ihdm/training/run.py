@@ -14,8 +14,10 @@ from diffusers.optimization import get_scheduler
 from PIL import Image
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..data.images import SliceTensors
 from ..errors import InputError
 from ..files import replacing
 from ..pictures import log_picture, save_picture
@@ -29,9 +31,9 @@ from .interruption import INTERRUPTED, Interruption
 class TrainingRun:
     """Steps up to the budget or an interruption, with exact resume, checkpoints, validation and trackers.
 
-        run = TrainingRun(args, accelerator, "denoiser", len(train_codes), parts, ema)
+        run = TrainingRun(args, accelerator, "vqgan", train_set, parts, ema)
         for step in run:                    # how many were done before: 0, 1, ...
-            for indices in run.batches():   # of the examples of this step, a list for each accumulated gradient
+            for batch in run.batches():     # of this step, one for each accumulated gradient
                 ...
             run.log(loss=loss)              # ends the step
             if run.validation_due:
@@ -44,7 +46,8 @@ class TrainingRun:
     Args:
         args: the effective configuration: the shared flags of `add_training_arguments`.
         name: of the progress bar, and of the project in the trackers unless --tracker_project_name says another.
-        num_examples: size of the training set.
+        examples: the training set, from which `batches` takes: slices, read ahead by --dataloader_num_workers
+            processes, or the numbers 0..N-1 as a `range` where the examples are at hand.
         parts: everything with a state that a resumed run needs, by name; networks unwrapped.
         ema: one of them, the average of the network that is validated and kept; it has `save_pretrained`.
     """
@@ -54,12 +57,12 @@ class TrainingRun:
         args: argparse.Namespace,
         accelerator: Accelerator,
         name: str,
-        num_examples: int,
+        examples: SliceTensors | range,
         parts: dict[str, Stateful],
         ema: EMA,
     ):
         self.args, self.accelerator, self.name, self.ema = args, accelerator, name, ema
-        self.num_examples = num_examples
+        self.examples = examples
         self.output_dir = Path(args.output_dir)
         self.best_folder = self.output_dir / "best"
         self.step = 0
@@ -82,14 +85,15 @@ class TrainingRun:
         if accelerator.is_main_process:
             save_args(args, self.output_dir / "config.json")
             _start_trackers(args, accelerator, self.name)
-        self.order = batch_order(
-            self.num_examples,
+        order = batch_order(
+            len(self.examples),
             args.train_batch_size,
             args.seed,
             self.batches_seen,
             accelerator.process_index,
             accelerator.num_processes,
         )
+        self.upcoming = order if isinstance(self.examples, range) else self._read_ahead(order)
         self.progress = tqdm(
             total=args.max_train_steps if args.max_train_minutes is None else None,
             initial=self.step,
@@ -111,11 +115,14 @@ class TrainingRun:
                     raise SystemExit(INTERRUPTED)
         self._end()
 
-    def batches(self) -> Iterator[list[int]]:
-        """This process's examples of one optimizer step, a list of indices for each gradient to accumulate."""
+    def batches(self) -> Iterator[torch.Tensor | list[int]]:
+        """This process's examples of one optimizer step, a batch for each gradient to accumulate.
+
+        Slices as (B, 1, H, W) in [-1, 1]; of a `range` the list of indices.
+        """
         for _ in range(self.args.gradient_accumulation_steps):
             self.batches_seen += 1
-            yield next(self.order)
+            yield next(self.upcoming)
 
     def log(self, **values: torch.Tensor | float) -> None:
         """End a step, with what is to be logged of it: losses, rates, counts.
@@ -176,6 +183,18 @@ class TrainingRun:
         self.seconds_before, self.started = state["seconds"], time.monotonic()
 
     # ---- inside -----------------------------------------------------------------------------------------------
+    def _read_ahead(self, order: Iterator[list[int]]) -> Iterator[torch.Tensor]:
+        return iter(
+            DataLoader(
+                self.examples,
+                batch_sampler=order,
+                num_workers=self.args.dataloader_num_workers,
+                collate_fn=_as_it_is,
+                pin_memory=self.accelerator.device.type == "cuda",
+                generator=torch.Generator(),  # or it would draw a seed from the state that a resumed run restores
+            )
+        )
+
     def _is_finished(self) -> bool:
         args = self.args
         if self.step >= args.max_train_steps:
@@ -201,6 +220,10 @@ class TrainingRun:
     def _end(self) -> None:
         self.progress.close()
         self.accelerator.end_training()
+
+
+def _as_it_is(batch: torch.Tensor) -> torch.Tensor:
+    return batch  # `SliceTensors` gives whole batches
 
 
 def make_accelerator(args: argparse.Namespace) -> Accelerator:
