@@ -92,7 +92,7 @@ def test_the_prior_draws_blurred_training_slices(ihdm, images):
 def test_an_image_does_not_depend_on_its_batch(ihdm):
     drawn = draw(ihdm)
     assert drawn.shape == (5, 16, 16, 1) and drawn.std(0).mean() > 1e-3
-    assert abs(draw(ihdm, batch_size=2) - drawn).max() < 1e-4
+    assert abs(draw(ihdm, chunk_size=2) - drawn).max() < 1e-4
 
 
 def test_a_prior_of_training_slices_is_not_saved_unasked(ihdm, tmp_path):
