@@ -1,21 +1,31 @@
-# `make demo` and `make test` need Python 3.10 or newer and nothing else; see README.md.
+# Each target needs Python 3.10 or newer and installs what it uses, no more; see README.md.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := outputs/demo
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-fast lint app clean
+.PHONY: demo samples test test-fast lint app clean
 
-# The stamp is remade when the dependencies change.
-$(VENV)/installed: setup.cfg pyproject.toml
+# A stamp for each choice of extras; remade when the dependencies change.
+$(VENV)/installed: EXTRAS := [dev]
+$(VENV)/installed-app: EXTRAS := [app]
+$(VENV)/installed-demo: EXTRAS := [data,train]
+$(VENV)/installed $(VENV)/installed-sampling $(VENV)/installed-app $(VENV)/installed-demo: setup.cfg pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --editable '.$(EXTRAS)'
 	touch $@
 
-# Template data, both stages, the prior and eight samples: about ten minutes on two CPU cores.
-demo: $(VENV)/installed
+# Eight samples of the shipped model: seconds once its few packages are installed.
+samples: $(VENV)/installed-sampling
+	rm -rf $(DEMO)/shipped
+	$(BIN)/python generate.py --pipeline checkpoints/vq-ihdm-oasis --num_images 8 --output_dir $(DEMO)/shipped \
+		--contact_sheet $(DEMO)/shipped.png
+	@echo "look at $(DEMO)/shipped.png: eight samples of the shipped model; now see it train with 'make demo'"
+
+# First these, then template data, both stages, the prior and eight samples: about six minutes on two CPU cores.
+demo: samples $(VENV)/installed-demo
 	$(BIN)/python dataset_scripts/template.py --image_size 88 --downsampling_factor 8 --output_dir $(DEMO)/data
 	$(BIN)/accelerate launch --quiet --num_cpu_threads_per_process 2 train_vqgan.py --config demo \
 		--dataset_name $(DEMO)/data --output_dir $(DEMO)/vqgan --resume_from_checkpoint latest
@@ -38,7 +48,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 
 # A page to sample from, on the shipped checkpoint.
-app: $(VENV)/installed
+app: $(VENV)/installed-app
 	$(BIN)/python app.py
 
 clean:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from vq_ihdm.arguments import positive_int, seed_int
 from vq_ihdm.errors import InputError, run
 from vq_ihdm.evaluation.evaluator import EvaluationSet, evaluate_images
 from vq_ihdm.evaluation.features import load_networks
@@ -34,9 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dataset_name", required=True, help="the set the system was trained on: local folder or Hub id")
     add("--split", help="held-out splits, such as validation+test; by default test, or all but train")
     add("--output_dir", type=Path, default="evaluation")
-    add("--num_images", type=int, default=1000, help="images to draw from --pipeline")
-    add("--seed", type=int, default=0, help="of the draws")
-    add("--batch_size", type=int, default=32, help="images that the pipeline works on at a time")
+    add("--num_images", type=positive_int, default=1000, help="images to draw from --pipeline")
+    add("--seed", type=seed_int, default=0, help="of the draws")
+    add("--batch_size", type=positive_int, default=32, help="images that the pipeline works on at a time")
     add("--feature_weights", help="Inception weights in a local file, instead of torch-fidelity's download")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add_sampling_arguments(parser)

@@ -145,7 +145,7 @@ def draw(
     for batch in ranges(part.start, part.stop, batch_size):
         generators = [torch.Generator().manual_seed(seed_of_image(provenance.seed, i)) for i in batch]
         try:
-            images = pipeline(len(batch), generator=generators, batch_size=batch_size, **provenance.sampling).images
+            images = pipeline(len(batch), generator=generators, chunk_size=batch_size, **provenance.sampling).images
         except ValueError as error:  # an argument outside the pipeline's range
             raise InputError(str(error)) from error
         yield from map(np.asarray, images)

@@ -36,7 +36,7 @@ from vq_ihdm.baselines.stacks import FACTOR, LatentDecoder
 from vq_ihdm.baselines.vaegan import VAEGAN
 from vq_ihdm.baselines.wgan import WGAN
 from vq_ihdm.data.images import SliceTensors, check_image_size, load_slices
-from vq_ihdm.data.slices import draw_slices, spread_slices
+from vq_ihdm.data.slices import mirror_at_random, spread_slices
 from vq_ihdm.data.tokens import draw_views, load_tokens
 from vq_ihdm.errors import run as run_script
 from vq_ihdm.fit_prior import fit_prior
@@ -60,14 +60,14 @@ def train_network(
     args: argparse.Namespace,
     accelerator: Accelerator,
     network: nn.Module,
-    num_examples: int,
-    loss: Callable[[nn.Module, list[int]], torch.Tensor],
+    examples: SliceTensors | range,
+    loss: Callable[[nn.Module, torch.Tensor | list[int]], torch.Tensor],
     validate: Callable[[nn.Module], tuple[dict[str, float], dict]],
 ) -> TrainingRun:
     """One network, one loss.
 
     Args:
-        loss: of the (wrapped) network on the examples with the given indices.
+        examples, loss: of the (wrapped) network on a batch of `TrainingRun.batches`.
         validate: held-out measures and pictures of the averaged network, for `TrainingRun.keep`.
     """
     network.to(accelerator.device)
@@ -80,11 +80,11 @@ def train_network(
     ema.module.load_state_dict(unwrapped.state_dict())  # by now every process has the first one's weights
 
     parts = {"network": unwrapped, "ema": ema, "optimizer": optimizer, "scheduler": lr_scheduler}
-    run = TrainingRun(args, accelerator, args.model, num_examples, parts, ema)
+    run = TrainingRun(args, accelerator, args.model, examples, parts, ema)
     for _ in run:
-        for indices in run.batches():
+        for batch in run.batches():
             with accelerator.accumulate(network):
-                value = loss(network, indices)
+                value = loss(network, batch)
                 accelerator.backward(value)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(network.parameters(), args.max_grad_norm)
@@ -122,7 +122,7 @@ def train_adversarial(
     parts = {"networks": gan, "ema": ema}
     parts |= {f"optimizer_{name}": optimizer for name, optimizer in optimizers.items()}
     parts |= {f"scheduler_{name}": lr_scheduler for name, lr_scheduler in lr_schedulers.items()}
-    run = TrainingRun(args, accelerator, args.model, len(train_set), parts, ema)
+    run = TrainingRun(args, accelerator, args.model, train_set, parts, ema)
     for _ in run:
         losses = {}
         for update in gan.updates():
@@ -131,8 +131,8 @@ def train_adversarial(
             for network in learning.values():
                 network.requires_grad_(True)
             for _ in range(update.repeats):
-                for indices in run.batches():
-                    images = draw_slices(train_set, indices, args.random_flip).to(device)
+                for images in run.batches():
+                    images = mirror_at_random(images, args.random_flip).to(device, non_blocking=True)
                     with accelerator.autocast():
                         losses[update.name] = update.loss(images)
                     accelerator.backward(losses[update.name])
@@ -186,7 +186,7 @@ def train_absorbing(
         pipeline = AbsorbingDiffusionPipeline(vqvae, averaged)
         return {"reweighted_elbo": total / len(held_out_codes)}, {"samples": sample_sheet(pipeline, args.seed)}
 
-    run = train_network(args, accelerator, AbsorbingDenoiser(config), len(train_codes), loss, validate)
+    run = train_network(args, accelerator, AbsorbingDenoiser(config), range(len(train_codes)), loss, validate)
     return run, lambda: AbsorbingDiffusionPipeline(vqvae, AbsorbingDenoiser.from_pretrained(run.best_folder).eval())
 
 
@@ -224,8 +224,8 @@ def train_pixel_ihdm(
     prior = fit_prior(prior_images, args.sigma_max, args.prior, args.prior_rank, args.prior_components, args.seed)
     prior.allow_saving_images = args.allow_training_image_prior
 
-    def heat_loss(network: nn.Module, indices: list[int]) -> torch.Tensor:
-        images = draw_slices(train_set, indices, args.random_flip).to(device) / 2 + 0.5
+    def heat_loss(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        images = mirror_at_random(images, args.random_flip).to(device, non_blocking=True) / 2 + 0.5
         timesteps = torch.randint(1, K + 1, (len(images),), device=device)
         return inverse_heat_loss(network, scheduler, images, timesteps, torch.randn_like(images))
 
@@ -243,7 +243,7 @@ def train_pixel_ihdm(
         return {"squared_error": total / len(held_out)}, {"samples": sample_sheet(pipeline, args.seed)}
 
     unet = create_unet(height, width, args.block_out_channels, args.layers_per_block, args.norm_num_groups)
-    run = train_network(args, accelerator, unet, len(train_set), heat_loss, validate)
+    run = train_network(args, accelerator, unet, train_set, heat_loss, validate)
     return run, lambda: PixelIHDMPipeline(UNet2DModel.from_pretrained(run.best_folder).eval(), prior, scheduler)
 
 
@@ -325,7 +325,7 @@ def main() -> None:
     args = parse_args(build_parser(model), f"baseline_{model}")
     accelerator = make_accelerator(args)
     set_seed(args.seed, device_specific=True)
-    splits = load_slices(args.dataset_name, args.train_data_dir)
+    splits = load_slices(args.dataset_name, args.train_data_dir, args.image_column, args.resolution, args.center_crop)
     _, train = MODELS[model]
     run, best_pipeline = train(args, accelerator, splits)
     if accelerator.is_main_process:

@@ -64,7 +64,7 @@ def main() -> None:
     set_seed(args.seed, device_specific=True)
 
     # ---- data -------------------------------------------------------------------------------------------------
-    splits = load_slices(args.dataset_name, args.train_data_dir)
+    splits = load_slices(args.dataset_name, args.train_data_dir, args.image_column, args.resolution, args.center_crop)
     source = args.dataset_name or args.train_data_dir
     vqvae, train_codes, held_out_codes = load_tokens(args.vqvae, splits, source, args.random_flip, accelerator)
 
@@ -101,7 +101,7 @@ def main() -> None:
 
     # ---- training ---------------------------------------------------------------------------------------------
     parts = {"network": unwrapped, "ema": ema, "optimizer": optimizer, "scheduler": lr_scheduler}
-    run = TrainingRun(args, accelerator, "denoiser", len(train_codes), parts, ema)
+    run = TrainingRun(args, accelerator, "denoiser", range(len(train_codes)), parts, ema)
     for _ in run:
         for indices in run.batches():
             with accelerator.accumulate(denoiser):

@@ -25,7 +25,7 @@ from torch import nn
 
 from vq_ihdm.arguments import non_negative_float, non_negative_int, positive_float, positive_int
 from vq_ihdm.data.images import SliceTensors, check_image_size, load_slices
-from vq_ihdm.data.slices import draw_slices, spread_slices
+from vq_ihdm.data.slices import mirror_at_random, spread_slices
 from vq_ihdm.errors import InputError
 from vq_ihdm.errors import run as run_script
 from vq_ihdm.hub.card import write_card
@@ -103,7 +103,7 @@ def main() -> None:
     set_seed(args.seed, device_specific=True)
 
     # ---- data -------------------------------------------------------------------------------------------------
-    splits = load_slices(args.dataset_name, args.train_data_dir)
+    splits = load_slices(args.dataset_name, args.train_data_dir, args.image_column, args.resolution, args.center_crop)
     source = args.dataset_name or args.train_data_dir
     size = check_image_size(splits["train"], source, 2 ** (len(args.block_out_channels) - 1))
     train_set = SliceTensors(splits["train"])
@@ -150,16 +150,16 @@ def main() -> None:
         "usage": usage,
         "epoch_usage": epoch_usage,
     }
-    run = TrainingRun(args, accelerator, "vqgan", len(train_set), parts, ema)
+    run = TrainingRun(args, accelerator, "vqgan", train_set, parts, ema)
     for step in run:
         if step == 0 and args.pretrained_model_name_or_path is None:
             first = train_set.stack(torch.randperm(len(train_set))[:64].tolist()).to(device)
             with accelerator.autocast():
                 init_codebook(codebook, unwrapped_g.latents(first), args.l2_normalized_codes)
             averaged_codebook.weight.data.copy_(codebook.weight)
-        for indices in run.batches():
+        for images in run.batches():
             with accelerator.accumulate(generator, discriminator):
-                images = draw_slices(train_set, indices, args.random_flip).to(device)
+                images = mirror_at_random(images, args.random_flip).to(device, non_blocking=True)
                 reconstructions, vq_loss, code_indices, latents = generator(images)
                 usage.update(code_indices)
                 epoch_usage.update(code_indices)

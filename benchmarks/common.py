@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from vq_ihdm.arguments import positive_int
+from vq_ihdm.arguments import positive_int, seed_int
 from vq_ihdm.errors import InputError
 from vq_ihdm.evaluation import features
 from vq_ihdm.evaluation.evaluator import EvaluationSet
@@ -27,7 +27,7 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     add("--split", help="held-out splits: validation to choose settings by; by default test, to report on")
     add("--mixed_precision", choices=["no", "fp16", "bf16"], default="no")
     add("--num_images", type=positive_int, default=1000, help="to sample from each system")
-    add("--seed", type=int, default=0)
+    add("--seed", type=seed_int, default=0)
     add("--feature_weights", help="Inception weights in a local file")
     add("--work_dir", type=Path, default=f"runs/{name}")
     add("--output_dir", type=Path, default=f"benchmarks/results/{name}")

@@ -32,7 +32,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vq_ihdm import VQIHDMPipeline, load_pipeline
-from vq_ihdm.arguments import positive_int
+from vq_ihdm.arguments import positive_int, seed_int
 from vq_ihdm.errors import run
 from vq_ihdm.evaluation.evaluator import EvaluationSet, evaluate_images
 from vq_ihdm.evaluation.pipelines import Drawn, draw_images, tokenize
@@ -122,7 +122,13 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--vqvae", required=True, help="the tokenizer all systems share")
     add("--train_steps", type=positive_int, default=4000, help="of each network")
-    add("--training_seeds", type=int, nargs="+", default=[0], help="of the two main systems; the others have the first")
+    add(
+        "--training_seeds",
+        type=seed_int,
+        nargs="+",
+        default=[0],
+        help="of the two main systems; the others have the first",
+    )
     add("--trainings", nargs="+", choices=[t.name for t in TRAININGS], help="only the systems of these networks")
     return parser
 

@@ -185,7 +185,7 @@ def sampling(args: argparse.Namespace) -> list[Row]:
                 networks()
             contestants = {
                 "networks alone": networks,
-                "VQIHDMPipeline, 1 step": lambda batch=batch: pipe(batch, batch_size=batch),
+                "VQIHDMPipeline, 1 step": lambda batch=batch: pipe(batch, chunk_size=batch),
             }
             flops = dict.fromkeys(contestants, counter.get_total_flops())
             setting, count = f"batch {batch}, threads {threads}", (batch, "images")
@@ -193,7 +193,7 @@ def sampling(args: argparse.Namespace) -> list[Row]:
             peers = {
                 "VQIHDMPipeline, 1 step": contestants["VQIHDMPipeline, 1 step"],
                 f"absorbing diffusion, {ABSORBING_STEPS} steps": lambda batch=batch: absorbing(
-                    batch, batch_size=batch, num_inference_steps=ABSORBING_STEPS
+                    batch, chunk_size=batch, num_inference_steps=ABSORBING_STEPS
                 ),
                 f"DDPMPipeline, {DDPM_STEPS} steps": lambda batch=batch: ddpm(
                     batch, num_inference_steps=DDPM_TIMED, output_type="np"

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import torch
 from diffusers import ImagePipelineOutput, VQModel
+from transformers import PreTrainedModel
 
-from ..baselines.absorbing import AbsorbingDenoiser, to_reveal
-from ..scheduling_heat_dissipation import code_probabilities, draw_codes, rand_each
+from ..code_sampling import code_probabilities, draw_codes, rand_each
 from ..weights import check_equal
 from .token_pipeline import TokenPipeline
 
@@ -19,11 +19,11 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
         denoiser ([`AbsorbingDenoiser`]): p(z_0 | z_t).
     """
 
-    COMPONENTS = {"vqvae": VQModel, "denoiser": AbsorbingDenoiser}
+    COMPONENTS = {"vqvae": "diffusers.VQModel", "denoiser": "vq_ihdm.baselines.absorbing.AbsorbingDenoiser"}
     model_cpu_offload_seq = "denoiser->vqvae"
     _callback_tensor_inputs = ["code_indices"]
 
-    def __init__(self, vqvae: VQModel, denoiser: AbsorbingDenoiser):
+    def __init__(self, vqvae: VQModel, denoiser: PreTrainedModel):
         super().__init__()
         self.register_modules(vqvae=vqvae, denoiser=denoiser)
 
@@ -35,11 +35,12 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        num_images: int = 1,
+        num_images: int | None = None,
         num_inference_steps: int | None = None,
         temperature: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
+        chunk_size: int = 32,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
@@ -48,13 +49,13 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
         """Draw `num_images` slices.
 
         Args:
-            num_images: how many.
+            num_images, batch_size: how many, by either name; 1 unless given.
             num_inference_steps: steps of the chain, 1 to T; by default T, the original chain. No more than one
                 network evaluation each.
             temperature: divides the logits before a code is drawn; 0 takes the most likely code.
             generator: one, from which a seed is drawn for each image, or a list with one for each image. The same
-                seed gives the same images whatever `batch_size`.
-            batch_size: images that are worked on at a time.
+                seed gives the same images whatever `chunk_size`.
+            chunk_size: images that are worked on at a time: fewer take less memory.
             output_type: `pil` (mode L), `np` (N, H, W, 1) or `pt` (N, 1, H, W) in [0, 1], or `latent`: code indices
                 (N, h, w).
             callback_on_step_end: called as f(pipe, step, timestep, tensors) after each step of each batch; the
@@ -72,22 +73,24 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
         num_inference_steps = T if num_inference_steps is None else num_inference_steps
         if not 1 <= num_inference_steps <= T:
             raise ValueError(f"num_inference_steps must lie in 1..{T}, but is {num_inference_steps}")
+        num_images = self.how_many(num_images, batch_size, chunk_size)
         generators = self.image_generators(num_images, generator)
-        starts = range(0, num_images, batch_size)
+        callback_inputs = self.callback_inputs(callback_on_step_end_tensor_inputs)
+        starts = range(0, num_images, chunk_size)
         code_indices = []
         with self.progress_bar(total=len(starts) * num_inference_steps) as progress:
             for start in starts:
                 code_indices.append(
                     self._draw_codes(
-                        generators[start : start + batch_size],
+                        generators[start : start + chunk_size],
                         num_inference_steps,
                         temperature,
                         progress,
                         callback_on_step_end,
-                        callback_on_step_end_tensor_inputs or self._callback_tensor_inputs,
+                        callback_inputs,
                     )
                 )
-        return self.finish(torch.cat(code_indices), batch_size, output_type, return_dict)
+        return self.finish(torch.cat(code_indices), chunk_size, output_type, return_dict)
 
     def _draw_codes(self, generators, num_inference_steps, temperature, progress, callback, callback_inputs):
         """Codes (B, h, w) of one batch."""
@@ -110,3 +113,18 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
                 code_indices = replaced.get("code_indices", code_indices)
             progress.update()
         return code_indices
+
+
+def to_reveal(
+    code_indices: torch.LongTensor, uniform: torch.Tensor, steps_left: int, mask_index: int
+) -> torch.BoolTensor:
+    """The positions that one reverse step reveals: each masked one with probability 1 / steps_left.
+
+    With steps_left = t = T..1 this is the original chain. A chain strided from t to s reveals with probability
+    (t - s) / t, which for n even strides is 1 / n, 1 / (n - 1), ..., 1: the same rule counted in strides.
+
+    Args:
+        code_indices: (B, h, w).
+        uniform: (B, h, w) uniform numbers in [0, 1).
+    """
+    return (code_indices == mask_index) & (uniform * steps_left < 1)

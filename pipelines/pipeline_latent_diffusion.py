@@ -19,7 +19,11 @@ class LatentDiffusionPipeline(TokenPipeline):
         scheduler ([`~diffusers.DPMSolverMultistepScheduler`]): the solver.
     """
 
-    COMPONENTS = {"vqvae": VQModel, "unet": UNet2DModel, "scheduler": DPMSolverMultistepScheduler}
+    COMPONENTS = {
+        "vqvae": "diffusers.VQModel",
+        "unet": "diffusers.UNet2DModel",
+        "scheduler": "diffusers.DPMSolverMultistepScheduler",
+    }
     model_cpu_offload_seq = "unet->vqvae"
 
     def __init__(self, vqvae: VQModel, unet: UNet2DModel, scheduler: DPMSolverMultistepScheduler):
@@ -33,35 +37,37 @@ class LatentDiffusionPipeline(TokenPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        num_images: int = 1,
+        num_images: int | None = None,
         num_inference_steps: int = 20,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
+        chunk_size: int = 32,
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
         """Draw `num_images` slices.
 
         Args:
-            num_images: how many.
+            num_images, batch_size: how many, by either name; 1 unless given.
             num_inference_steps: network evaluations an image.
             generator: one, from which a seed is drawn for each image, or a list with one for each image. The same
-                seed gives the same images whatever `batch_size`.
-            batch_size: images that are worked on at a time.
+                seed gives the same images whatever `chunk_size`.
+            chunk_size: images that are worked on at a time: fewer take less memory.
             output_type: `pil` (mode L), `np` (N, H, W, 1) or `pt` (N, 1, H, W) in [0, 1], or `latent`: code indices
                 (N, h, w).
 
         Returns:
             `ImagePipelineOutput` with `images`, or a tuple.
         """
+        num_images = self.how_many(num_images, batch_size, chunk_size)
         generators = self.image_generators(num_images, generator)
-        starts = range(0, num_images, batch_size)
+        starts = range(0, num_images, chunk_size)
         code_indices = []
         with self.progress_bar(total=len(starts) * num_inference_steps) as progress:
             for start in starts:
-                batch = generators[start : start + batch_size]
+                batch = generators[start : start + chunk_size]
                 code_indices.append(self._draw_codes(batch, num_inference_steps, progress))
-        return self.finish(torch.cat(code_indices), batch_size, output_type, return_dict)
+        return self.finish(torch.cat(code_indices), chunk_size, output_type, return_dict)
 
     def _draw_codes(self, generators, num_inference_steps, progress):
         """Codes (B, h, w) of one batch."""

@@ -3,12 +3,10 @@
 from collections.abc import Callable
 
 import torch
-from diffusers import ImagePipelineOutput, VQModel
+from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin, VQModel
 from diffusers.utils.torch_utils import randn_tensor
+from transformers import PreTrainedModel
 
-from ..denoiser import VQIHDMDenoiser
-from ..prior import BlurryPrior
-from ..scheduling_heat_dissipation import OPEN, HeatDissipationScheduler
 from ..weights import check_equal
 from .token_pipeline import TokenPipeline
 
@@ -28,10 +26,10 @@ class VQIHDMPipeline(TokenPipeline):
     """
 
     COMPONENTS = {
-        "vqvae": VQModel,
-        "denoiser": VQIHDMDenoiser,
-        "prior": BlurryPrior,
-        "scheduler": HeatDissipationScheduler,
+        "vqvae": "diffusers.VQModel",
+        "denoiser": "vq_ihdm.denoiser.VQIHDMDenoiser",
+        "prior": "vq_ihdm.prior.BlurryPrior",
+        "scheduler": "vq_ihdm.scheduling_heat_dissipation.HeatDissipationScheduler",
     }
     model_cpu_offload_seq = "denoiser->vqvae"
     _exclude_from_cpu_offload = ["prior"]  # it has buffers, but no parameter by which `accelerate` finds its device
@@ -40,9 +38,9 @@ class VQIHDMPipeline(TokenPipeline):
     def __init__(
         self,
         vqvae: VQModel,
-        denoiser: VQIHDMDenoiser,
-        prior: BlurryPrior,
-        scheduler: HeatDissipationScheduler,
+        denoiser: PreTrainedModel,
+        prior: ModelMixin,
+        scheduler: SchedulerMixin,
     ):
         super().__init__()
         self.register_modules(vqvae=vqvae, denoiser=denoiser, prior=prior, scheduler=scheduler)
@@ -74,13 +72,14 @@ class VQIHDMPipeline(TokenPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        num_images: int = 1,
+        num_images: int | None = None,
         num_inference_steps: int = 1,
         temperature: float | None = None,
         top_p: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         sample: torch.Tensor | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
+        chunk_size: int = 32,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
@@ -89,14 +88,14 @@ class VQIHDMPipeline(TokenPipeline):
         """Draw `num_images` slices.
 
         Args:
-            num_images: how many.
+            num_images, batch_size: how many, by either name; 1 unless given.
             num_inference_steps: network evaluations an image; 1 draws all codes at once.
             temperature, top_p: of the draw of codes; by default what the scheduler's config says. Temperature 0 takes
                 the most likely code.
             generator: one, from which a seed is drawn for each image, or a list with one for each image. The same
-                seed gives the same images whatever `batch_size`.
+                seed gives the same images whatever `chunk_size`.
             sample: (num_images, D, h, w) u_T, noise included, to start from instead of `prepare_latents`.
-            batch_size: images that are worked on at a time.
+            chunk_size: images that are worked on at a time: fewer take less memory.
             output_type: `pil` (mode L), `np` (N, H, W, 1) or `pt` (N, 1, H, W) in [0, 1], or `latent`: code indices
                 (N, h, w).
             callback_on_step_end: called as f(pipe, step, timestep, tensors) after each step of each batch; what it
@@ -106,13 +105,15 @@ class VQIHDMPipeline(TokenPipeline):
         Returns:
             `ImagePipelineOutput` with `images`, or a tuple.
         """
+        num_images = self.how_many(num_images, batch_size, chunk_size)
         generators = self.image_generators(num_images, generator)
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        starts = range(0, num_images, batch_size)
+        callback_inputs = self.callback_inputs(callback_on_step_end_tensor_inputs)
+        starts = range(0, num_images, chunk_size)
         code_indices = []
         with self.progress_bar(total=len(starts) * num_inference_steps) as progress:
             for start in starts:
-                batch = slice(start, start + batch_size)
+                batch = slice(start, start + chunk_size)
                 code_indices.append(
                     self._draw_codes(
                         generators[batch],
@@ -121,10 +122,10 @@ class VQIHDMPipeline(TokenPipeline):
                         top_p,
                         progress,
                         callback_on_step_end,
-                        callback_on_step_end_tensor_inputs or self._callback_tensor_inputs,
+                        callback_inputs,
                     )
                 )
-        return self.finish(torch.cat(code_indices), batch_size, output_type, return_dict)
+        return self.finish(torch.cat(code_indices), chunk_size, output_type, return_dict)
 
     def _draw_codes(self, generators, sample, temperature, top_p, progress, callback, callback_inputs):
         """Codes (B, h, w) of one batch."""
@@ -134,9 +135,10 @@ class VQIHDMPipeline(TokenPipeline):
             sample = self.prepare_latents(generators)
         sample = sample.to(device, self.denoiser.dtype)
         sigma = torch.full((num_images,), self.prior.sigma, device=device)
-        code_indices = torch.full((num_images, config.height, config.width), OPEN, device=device)
+        is_open = self.scheduler.open_index
+        code_indices = torch.full((num_images, config.height, config.width), is_open, device=device)
         for i, timestep in enumerate(self.scheduler.timesteps):
-            logits = self.denoiser(sample, sigma, known=code_indices != OPEN).logits
+            logits = self.denoiser(sample, sigma, known=code_indices != is_open).logits
             sample, code_indices, _ = self.scheduler.step(
                 logits,
                 timestep,

@@ -1,13 +1,9 @@
-"""What the pipelines of all systems share: the call's conventions, and a folder that loads anywhere."""
+"""What the pipelines of all systems share: the call's conventions, loading and saving."""
 
-import ast
-import filecmp
-import inspect
 import json
 import os
-import shutil
-import sys
-from importlib.util import resolve_name
+from importlib import import_module
+from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,13 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import snapshot_download
 from PIL import Image
 
 from ..weights import check_finite, load_component
+from .saving import carry_over, export_code, upload
 
-# What a pipeline's folder holds beside what is needed to load it (see `vq_ihdm.hub`).
-COMPANIONS = ("README.md", "training.json", "notes.md", "*.png", "audit_index.safetensors", "evaluation/*")
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 PICKLES = ["*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl"]  # never downloaded
 
@@ -29,17 +24,12 @@ PICKLES = ["*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl"]  # never downloaded
 class SlicePipeline(DiffusionPipeline):
     """Base of the pipelines that draw grey slices.
 
-    A subclass declares its components as `COMPONENTS`, by name of the constructor's argument, and draws images from a
-    list of generators, one for each image: then an image does not depend on the batch it is drawn in.
+    A subclass declares its components as `COMPONENTS`, the paths of their classes by name of the constructor's
+    argument; it does not import them, since each travels in a file of its own. It draws images from a list of
+    generators, one for each image: then an image does not depend on the batch it is drawn in.
     """
 
-    COMPONENTS: dict[str, type] = {}
-
-    @classmethod
-    def _get_signature_types(cls) -> dict[str, tuple]:
-        # diffusers warns of components that are not of the annotated type. Loaded by the code beside the weights they
-        # never are: each comes from a file of its own, and the annotation from the pipeline's.
-        return dict.fromkeys(cls.COMPONENTS, (inspect.Signature.empty,))
+    COMPONENTS: dict[str, str] = {}
 
     def register_modules(self, **components: Any) -> None:
         """As `DiffusionPipeline.register_modules`, which every constructor calls, and a check of what was given."""
@@ -55,6 +45,24 @@ class SlicePipeline(DiffusionPipeline):
         for name, component in self.components.items():
             if isinstance(component, torch.nn.Module):
                 check_finite(component, name)
+
+    @staticmethod
+    def how_many(num_images: int | None, batch_size: int | None, chunk_size: int) -> int:
+        """The number of images a call asks for, by either name; one where it says nothing.
+
+        Raises:
+            ValueError: the two differ, or a number is not positive.
+        """
+        asked = [count for count in (num_images, batch_size) if count is not None] or [1]
+        for count in asked:
+            check_count("num_images", count)
+        check_count("chunk_size", chunk_size)
+        if len(set(asked)) > 1:
+            raise ValueError(
+                f"batch_size {batch_size} is another word for num_images, which is {num_images}; chunk_size is how "
+                "many images are worked on at a time"
+            )
+        return asked[0]
 
     @staticmethod
     def image_generators(
@@ -130,11 +138,11 @@ class SlicePipeline(DiffusionPipeline):
         if variant is not None and not has_variant:
             raise ValueError(f"{pretrained_model_name_or_path} holds no weights of the variant {variant}")
         components = {}
-        for name, component in cls.COMPONENTS.items():
+        for name, path in cls.COMPONENTS.items():
             if name in given:
                 components[name] = given[name]
                 continue
-            options = {}
+            component, options = component_class(path), {}
             if issubclass(component, torch.nn.Module):
                 options = {"torch_dtype": torch_dtype, "variant": variant if name in has_variant else None}
             components[name] = load_component(component, folder / name, **options)
@@ -142,39 +150,74 @@ class SlicePipeline(DiffusionPipeline):
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipeline
 
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "SlicePipeline":
+        """A pipeline of this class around the components of another, which stay where and as they are.
+
+        Args:
+            kwargs: components to be used instead of the other's, by name.
+
+        Raises:
+            ValueError: a component is missing, or a keyword is the name of none.
+        """
+        components = {name: part for name, part in pipeline.components.items() if name in cls.COMPONENTS} | kwargs
+        if components.keys() != cls.COMPONENTS.keys():
+            raise ValueError(f"a {cls.__name__} is made of {', '.join(cls.COMPONENTS)}, not {', '.join(components)}")
+        made = cls(**components)
+        if "_name_or_path" in pipeline.config:
+            made.register_to_config(_name_or_path=pipeline.config["_name_or_path"])
+        return made
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        private: bool = True,
+        token: str | None = None,
+        commit_message: str | None = None,
+    ) -> None:
         """As `DiffusionPipeline.save_pretrained`, with the source code of whatever is not part of a library.
 
         The folder then loads through `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` where this
         package is not installed. It keeps its code when a pipeline loaded that way is saved again; and its card,
-        record, pictures and evaluation, as long as its weights are still those they were written for.
+        record, samples and evaluation, as long as its weights are still those they were written for.
 
         Args:
-            push_to_hub: upload the folder too, in one commit; `repo_id`, `private` (True unless given), `token` and
-                `commit_message` say how.
+            safe_serialization: only True.
+            variant: part of the names of the weights' files, such as `fp16`.
+            push_to_hub: upload the folder too, in one commit and without any picture of a scan, as the repository
+                `repo_id` (by default the folder's name), which is made `private` when it does not exist.
+
+        Raises:
+            InputError: a weight is not finite, or, with `push_to_hub`, the pipeline must not leave (see
+                `saving.upload`).
+            ValueError: `safe_serialization` is False, or the prior refuses (see `BlurryPrior.save_pretrained`).
         """
-        hub = {name: kwargs.pop(name) for name in ("repo_id", "private", "token", "commit_message") if name in kwargs}
-        if not kwargs.get("safe_serialization", True):
+        if not safe_serialization:
             raise ValueError("weights are saved as safetensors alone; leave out safe_serialization=False")
         self.check_components()
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size)
         folder = Path(save_directory)
         index = json.loads((folder / "model_index.json").read_text())
-        index["_class_name"] = _export_code(type(self), folder)
+        index["_class_name"] = export_code(type(self), folder)
         index.pop("_module", None)
         for name in self.COMPONENTS:
             component = type(getattr(self, name))
             if component.__module__.split(".")[0] not in ("diffusers", "transformers"):
-                index[name] = _export_code(component, folder / name)
+                index[name] = export_code(component, folder / name)
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
         for config in folder.rglob("*.json"):  # where a pipeline was loaded from is nobody's business
             content = json.loads(config.read_text())
             if content.pop("_name_or_path", None) is not None:
                 config.write_text(json.dumps(content, indent=2) + "\n")
         if "_name_or_path" in self.config:
-            _carry_over(self.config["_name_or_path"], folder)
+            carry_over(self.config["_name_or_path"], folder)
         if push_to_hub:
-            _upload(folder, **{"repo_id": folder.name} | hub)
+            upload(folder, self.COMPONENTS, repo_id or folder.name, private, token, commit_message)
 
     def push_to_hub(
         self,
@@ -184,7 +227,7 @@ class SlicePipeline(DiffusionPipeline):
         token: str | None = None,
         **kwargs,
     ) -> None:
-        """Save and upload in one commit. `publish.py` does the same with a card and after checks.
+        """Save and upload in one commit. `publish.py` does the same with a new card and after all checks.
 
         Args:
             private: visibility of a new repository.
@@ -195,47 +238,16 @@ class SlicePipeline(DiffusionPipeline):
             self.save_pretrained(folder, push_to_hub=True, **hub, **kwargs)
 
 
-def _export_code(cls: type, folder: Path) -> list[str]:
-    """Write the module of `cls`, with all it imports relatively, into `folder`; its entry for model_index.json.
+def component_class(path: str) -> type:
+    """The class that an entry of `COMPONENTS` names."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
 
-    It becomes one file: of a component diffusers fetches from the Hub the file that model_index.json names, no other.
+
+def check_count(name: str, value: int) -> None:
     """
-    sources: dict[str, str] = {}
-
-    def add(module: str) -> None:
-        source = Path(sys.modules[module].__file__).read_text()
-        lines = source.splitlines(keepends=True)
-        for node in ast.parse(source).body:
-            if isinstance(node, ast.ImportFrom) and node.level:
-                add(resolve_name("." * node.level + node.module, module.rpartition(".")[0]))
-                lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
-        sources.setdefault(module, "".join(lines))
-
-    add(cls.__module__)
-    note = f"# Made by `save_pretrained` from {', '.join(sources)}.\n" if len(sources) > 1 else ""
-    module = cls.__module__.rpartition(".")[2]
-    (folder / f"{module}.py").write_text(note + "\n\n".join(sources.values()))
-    return [module, cls.__name__]
-
-
-def _carry_over(name_or_path: str, folder: Path) -> None:
-    """Copy the companions of a pipeline's weights from where it was loaded, unless the weights have changed."""
-    source = Path(name_or_path)
-    if not source.is_dir():
-        source = Path(snapshot_download(name_or_path, allow_patterns=[*COMPANIONS, "*.safetensors"]))
-    weights = [file.relative_to(folder) for file in folder.rglob("*.safetensors")]
-    if source.resolve() == folder.resolve() or not all(
-        (source / file).is_file() and filecmp.cmp(source / file, folder / file, shallow=False) for file in weights
-    ):
-        return
-    for pattern in COMPANIONS:
-        for file in source.glob(pattern):
-            target = folder / file.relative_to(source)
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, target)
-
-
-def _upload(folder: Path, repo_id: str, private: bool = True, token: str | None = None, **commit) -> None:
-    api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    api.upload_folder(repo_id=repo_id, folder_path=folder, **commit)
+    Raises:
+        ValueError: an argument, called `name`, is no positive whole number.
+    """
+    if not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name} must be a positive whole number, not {value!r}")

@@ -18,12 +18,24 @@ class TokenPipeline(SlicePipeline):
         """(B, h, w) code indices -> (B, 1, H, W), about [-1, 1]."""
         return decode_codes(self.vqvae, code_indices, self._execution_device)
 
+    def callback_inputs(self, names: list[str] | None) -> list[str]:
+        """The tensors that a callback asked for, by default all there are.
+
+        Raises:
+            ValueError: one does not exist.
+        """
+        unknown = sorted(set(names or []) - set(self._callback_tensor_inputs))
+        if unknown:
+            raise ValueError(f"a callback is given {', '.join(self._callback_tensor_inputs)}, not {', '.join(unknown)}")
+        return self._callback_tensor_inputs if names is None else names
+
     def finish(
-        self, code_indices: torch.LongTensor, batch_size: int, output_type: str, return_dict: bool
+        self, code_indices: torch.LongTensor, chunk_size: int, output_type: str, return_dict: bool
     ) -> ImagePipelineOutput | tuple:
-        """Decode drawn codes (N, h, w), `batch_size` images at a time, into the asked output; `latent`: the codes."""
+        """Decode drawn codes (N, h, w), `chunk_size` images at a time, into the asked output; `latent`: the codes."""
         if output_type == "latent":
+            self.maybe_free_model_hooks()
             return ImagePipelineOutput(images=code_indices) if return_dict else (code_indices,)
-        images = torch.cat([self.decode_codes(codes).cpu() for codes in code_indices.split(batch_size)])
+        images = torch.cat([self.decode_codes(codes).cpu() for codes in code_indices.split(chunk_size)])
         self.maybe_free_model_hooks()
         return self.to_output(images, output_type, return_dict)

@@ -36,6 +36,7 @@ class HubServer(ThreadingHTTPServer):
     Attributes:
         repositories: by (type, id), such as ("model", "tester/tiny").
         objects: LFS objects by sha256.
+        requests: how many came in.
         uploads: how many LFS objects were received, those that were there already not counted.
         fail: "PUT" or "commit": the next such request is cut off without an answer (commit) or refused (PUT).
     """
@@ -47,7 +48,7 @@ class HubServer(ThreadingHTTPServer):
         self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.objects: dict[str, bytes] = {}
-        self.uploads = 0
+        self.requests = self.uploads = 0
         self.fail: str | None = None
         self.closed = False
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -87,6 +88,7 @@ class Handler(BaseHTTPRequestHandler):
     def handle_request(self) -> None:
         if self.server.closed:
             return self.hang_up()
+        self.server.requests += 1
         url = urlparse(self.path)
         self.query = parse_qs(url.query)
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

@@ -8,7 +8,6 @@ INSIDE = {
     "positive_int": "3",
     "non_negative_int": "0",
     "seed_int": "4294967295",
-    "finite_float": "-2.5",
     "positive_float": "1e-9",
     "non_negative_float": "0",
     "probability": "1",
@@ -22,7 +21,6 @@ OUTSIDE = {
     "positive_int": "0",
     "non_negative_int": "-1",
     "seed_int": "4294967296",
-    "finite_float": "1e999",
     "positive_float": "0",
     "non_negative_float": "-1e-9",
     "probability": "1.01",
@@ -38,7 +36,7 @@ OUTSIDE = {
 def test_what_makes_sense_is_read_and_the_rest_refused(name):
     parse = getattr(arguments, name)
     assert parse(INSIDE[name]) == float(INSIDE[name])
-    for text in (OUTSIDE[name], "nan", "inf", "-inf", "", "three"):
+    for text in (OUTSIDE[name], "nan", "inf", "-inf", "1e30", "", "three"):
         with pytest.raises(argparse.ArgumentTypeError, match="is no"):
             parse(text)
 

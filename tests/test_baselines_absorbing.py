@@ -16,9 +16,9 @@ from vq_ihdm.baselines.absorbing import (
     AbsorbingDenoiserConfig,
     draw_mask,
     reweighted_elbo,
-    to_reveal,
 )
-from vq_ihdm.scheduling_heat_dissipation import code_probabilities, draw_codes, rand_each
+from vq_ihdm.code_sampling import code_probabilities, draw_codes, rand_each
+from vq_ihdm.pipelines.pipeline_absorbing_diffusion import to_reveal
 from vq_ihdm.training.config import parse_args
 
 
@@ -124,8 +124,8 @@ def test_temperature_zero_takes_the_most_likely_code(absorbing):
 def test_an_image_does_not_depend_on_its_batch(absorbing):
     codes = draw(absorbing)
     assert len(codes.flatten(1).unique(dim=0)) == 5
-    assert torch.equal(codes, draw(absorbing, batch_size=2))
-    assert torch.equal(codes, draw(absorbing, batch_size=1))
+    assert torch.equal(codes, draw(absorbing, chunk_size=2))
+    assert torch.equal(codes, draw(absorbing, chunk_size=1))
 
 
 @pytest.mark.parametrize("num_steps", [0, 65])

@@ -237,7 +237,7 @@ def gan() -> GANPipeline:
 def test_an_image_does_not_depend_on_its_batch(gan):
     images = draw(gan)
     assert images.shape == (5, 32, 48, 1) and images.std(0).mean() > 1e-3
-    assert abs(draw(gan, batch_size=2) - images).max() < 1e-5
+    assert abs(draw(gan, chunk_size=2) - images).max() < 1e-5
 
 
 def test_saved_and_loaded_with_and_without_the_package(gan, tmp_path, monkeypatch):

@@ -90,7 +90,7 @@ def test_the_sampler_finds_the_only_codes_there_are(size, num_steps):
     timesteps, noise = torch.tensor([1, 500, 999]), torch.randn(3, *oracle.latents.shape[1:], generator=SEED)
     latents = oracle.latents.expand(3, -1, -1, -1)
     assert velocity_loss(oracle, training_scheduler(), latents, timesteps, noise) < 1e-6
-    assert (draw(pipeline, num_images=3, batch_size=2, num_inference_steps=num_steps) == codes).all()
+    assert (draw(pipeline, num_images=3, chunk_size=2, num_inference_steps=num_steps) == codes).all()
 
 
 def test_training_finds_both_kinds_of_a_toy_set():
@@ -118,7 +118,7 @@ def test_an_image_does_not_depend_on_its_batch():
     pipeline = pipeline_of(tiny_unet())
     codes = draw(pipeline)
     assert len(codes.flatten(1).unique(dim=0)) == 5
-    assert torch.equal(codes, draw(pipeline, batch_size=2))
+    assert torch.equal(codes, draw(pipeline, chunk_size=2))
 
 
 def test_saved_and_loaded_with_and_without_the_package(tmp_path, monkeypatch):

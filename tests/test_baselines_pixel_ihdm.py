@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from vq_ihdm import PixelIHDMPipeline, load_pipeline
 from vq_ihdm.baselines.pixel_ihdm import InverseHeatScheduler, create_unet, inverse_heat_loss
 from vq_ihdm.data.images import SliceTensors, load_slices
-from vq_ihdm.data.slices import draw_slices, spread_slices
+from vq_ihdm.data.slices import mirror_at_random, spread_slices
 from vq_ihdm.fit_prior import fit_prior
 from vq_ihdm.heat import blur
 
@@ -92,7 +92,7 @@ def test_the_prior_draws_blurred_training_slices(ihdm, images):
 def test_an_image_does_not_depend_on_its_batch(ihdm):
     drawn = draw(ihdm)
     assert drawn.shape == (5, 16, 16, 1) and drawn.std(0).mean() > 1e-3
-    assert abs(draw(ihdm, batch_size=2) - drawn).max() < 1e-4
+    assert abs(draw(ihdm, chunk_size=2) - drawn).max() < 1e-4
 
 
 def test_a_prior_of_training_slices_is_not_saved_unasked(ihdm, tmp_path):
@@ -143,10 +143,10 @@ def test_slices_are_mirrored_in_half_of_the_draws(template_set):
     splits = load_slices(str(template_set))
     train_set = SliceTensors(splits["train"])
     original = train_set[3]
-    drawn = draw_slices(train_set, [3] * 100, random_flip=True)
+    drawn = mirror_at_random(train_set.stack([3] * 100), random_flip=True)
     mirrored = [bool((image == original.flip(-1)).all()) for image in drawn]
     assert all(torch.equal(i, original) or m for i, m in zip(drawn, mirrored, strict=True)) and 30 < sum(mirrored) < 70
-    assert (draw_slices(train_set, [3] * 100, random_flip=False) == original).all()
+    assert (mirror_at_random(train_set.stack([3] * 100), random_flip=False) == original).all()
     assert torch.equal(spread_slices(splits["train"], 2), train_set.stack([0, len(train_set) - 1]))
 
 

@@ -147,6 +147,7 @@ def test_card_and_facts(slices: Path, tmp_path: Path):
     assert card.data.license == "odbl"
     assert card.data.task_categories == ["unconditional-image-generation"]
     assert "| train | 14 | 28 |" in card.text
+    assert "`slice_level`" in card.text and "90+" in card.text
     facts = json.loads((tmp_path / "set" / "vq_ihdm.json").read_text())
     assert facts["spacing_mm"] == [1.0, 1.5]
     assert facts["image_size"] == [32, 32]

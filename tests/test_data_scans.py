@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import left_out, run_script
 from datasets import load_dataset
-from volume_helpers import adni_tree, bids_tree, distinct, save, volume
+from volume_helpers import adni_tree, bids_tree, distinct, oasis1_tree, save, volume
 
 from vq_ihdm.data.building import Rejections
 from vq_ihdm.data.scans import VOLUME_SUFFIXES, find_scans, preference, select_scans, volume_names
@@ -117,6 +117,18 @@ def test_bids_entities_choose_the_series(bids: Path, series: str, image: str):
 def test_derivatives_themselves_can_be_built_from(bids: Path):
     names = volume_names(bids / "derivatives" / "fmriprep")
     assert len(names) == 6 * 2 * 5
+
+
+def test_oasis1_takes_the_registered_volumes_without_skull(tmp_path: Path):
+    folder, table = oasis1_tree(tmp_path / "oasis1")
+    rows = build(folder, tmp_path / "set", "--preset", "oasis1", "--table", table)
+    assert {row["subject"]: row["age"] for row in rows} == {f"{n:04d}": 61.0 + n for n in range(1, 7)}  # MR1's age
+    assert {row["subject"] for row in rows if row["cdr"] is None} == {"0001"}
+    report = left_out(tmp_path / "set")
+    second = [row for row in report if "was taken" in row["reason"]]
+    assert len(report) == 6 * 3 + 4
+    assert [row["input"].endswith("OAS1_0002_MR2_mpr_n4_anon_111_t88_masked_gfc.img") for row in second] == [True]
+    assert "odbl" in (tmp_path / "set" / "README.md").read_text()
 
 
 def test_a_series_nobody_has_is_named(bids: Path, tmp_path: Path):

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vq_ihdm import heat
-from vq_ihdm.scheduling_heat_dissipation import code_probabilities, draw_codes, rand_each
+from vq_ihdm.code_sampling import code_probabilities, draw_codes, rand_each
 
 META = torch.device("meta")
 

@@ -17,7 +17,7 @@ from conftest import ROOT, tiny_vq_ihdm
 from huggingface_hub import SpaceCard
 
 import vq_ihdm
-from vq_ihdm import BlurryPrior, HeatDissipationScheduler, VQIHDMPipeline
+from vq_ihdm import BlurryPrior, GANPipeline, HeatDissipationScheduler, VQIHDMPipeline
 
 
 def draw(pipe, **arguments) -> torch.Tensor:
@@ -53,6 +53,49 @@ def test_the_progress_bar_can_be_configured(pipeline, capsys: pytest.CaptureFixt
 def test_the_type_of_the_weights_by_either_name(pipeline_folder: Path, name: str):
     pipe = VQIHDMPipeline.from_pretrained(pipeline_folder, **{name: torch.float64})
     assert pipe.denoiser.dtype == pipe.vqvae.dtype == torch.float64
+
+
+def test_a_variant_of_the_weights(pipeline, tmp_path: Path):
+    half = tiny_vq_ihdm().to(torch.float16)
+    half.save_pretrained(tmp_path, variant="fp16")
+    files = [file.name for file in tmp_path.rglob("*.safetensors")]
+    assert len(files) == 3 and all(".fp16." in name for name in files)
+    pipe = VQIHDMPipeline.from_pretrained(tmp_path, variant="fp16", torch_dtype=torch.float16, use_safetensors=True)
+    for name in ("vqvae", "denoiser", "prior"):
+        tensors, expected = (getattr(p, name).state_dict() for p in (pipe, half))
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in tensors.items())
+    with pytest.raises(ValueError, match="no weights of the variant bf16"):
+        VQIHDMPipeline.from_pretrained(tmp_path, variant="bf16")
+
+
+def test_a_pipeline_from_another_one(pipeline, pipeline_folder: Path):
+    made = VQIHDMPipeline.from_pipe(pipeline)
+    made.set_progress_bar_config(disable=True)
+    assert made.components == pipeline.components and torch.equal(draw(made), draw(pipeline))
+    other = BlurryPrior.from_pretrained(pipeline_folder, subfolder="prior")
+    assert VQIHDMPipeline.from_pipe(pipeline, prior=other).prior is other
+    with pytest.raises(ValueError, match="is made of decoder"):
+        GANPipeline.from_pipe(pipeline)
+    with pytest.raises(ValueError, match="is made of vqvae, denoiser, prior, scheduler"):
+        VQIHDMPipeline.from_pipe(pipeline, unet=None)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"), [("local_files_only", True), ("revision", "main"), ("use_safetensors", True), ("token", None)]
+)
+def test_keywords_of_a_repository_are_taken_for_a_folder_too(pipeline_folder: Path, keyword: str, value: object):
+    assert VQIHDMPipeline.from_pretrained(pipeline_folder, **{keyword: value})
+
+
+def test_keywords_that_do_not_exist_are_refused(pipeline, pipeline_folder: Path, tmp_path: Path):
+    with pytest.raises(TypeError, match="from_pretrained takes no varient"):
+        VQIHDMPipeline.from_pretrained(pipeline_folder, varient="fp16")
+    with pytest.raises(ValueError, match="safetensors alone"):
+        VQIHDMPipeline.from_pretrained(pipeline_folder, use_safetensors=False)
+    with pytest.raises(TypeError, match="varient"):
+        pipeline.save_pretrained(tmp_path / "pipeline", varient="fp16")
+    with pytest.raises(TypeError, match="prompt"):
+        pipeline(prompt="a brain")
 
 
 def test_components_load_one_by_one(pipeline, pipeline_folder: Path):

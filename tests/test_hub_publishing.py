@@ -262,8 +262,62 @@ def test_a_loaded_pipeline_is_saved_and_published_complete(
     )
     client.run(f"pipe.push_to_hub('tester/from-{who}')")
     repository = hub.repositories["model", f"tester/from-{who}"]
-    assert repository.private and set(repository.files) == {*contents_of(saved), ".gitattributes"}
+    # Thumbnails of the training set leave by publish.py alone.
+    assert set(repository.files) == {*contents_of(saved), ".gitattributes"} - {"audit_index.safetensors"}
+    assert repository.private
     assert client.run(load.format(f"tester/from-{who}") + IMAGES) == images_of(tiny_vq_ihdm())
+
+
+SCANS = ("reconstructions.png", "evaluation/nearest.png", "evaluation/reconstructions.png", "audit_index.safetensors")
+
+
+def test_no_picture_of_a_scan_leaves_by_push_to_hub(hub: HubServer, author: HubClient, model: Path, tmp_path: Path):
+    """Neither copied along nor already in the folder that is pushed, nor anything else that lies there."""
+    for name in (*SCANS, "samples.png", "subjects.csv", "prior/old.bin"):
+        (model / name).write_bytes(b"pixels")
+    author.run(WITH_PACKAGE.format(str(model)))
+    author.run("pipe.push_to_hub('tester/pushed')")
+    author.run(f"pipe.save_pretrained({str(model)!r}, push_to_hub=True, repo_id='tester/saved')")
+    saved = tmp_path / "elsewhere"
+    author.run(f"pipe.save_pretrained({str(saved)!r})")
+    assert not {"reconstructions.png", "evaluation/nearest.png"} & set(contents_of(saved))
+    for name in ("tester/pushed", "tester/saved"):
+        files = set(hub.repositories["model", name].files)
+        assert "samples.png" in files and not files & {*SCANS, "subjects.csv", "prior/old.bin"}
+
+
+@pytest.mark.parametrize(("kind", "allowed"), [("slice", False), ("images", False), ("slice", True)])
+def test_a_prior_of_scans_leaves_only_where_they_may_be_passed_on(
+    hub: HubServer, author: HubClient, model: Path, kind: str, allowed: bool
+):
+    fitted_prior(kind).save_pretrained(model / "prior")
+    record(model, redistribution=allowed)
+    author.run(WITH_PACKAGE.format(str(model)) + "; pipe.prior.allow_saving_images = True")
+    name = f"tester/{kind}-{allowed}"
+    if allowed:
+        author.run(f"pipe.push_to_hub({name!r})")
+        assert ("model", name) in hub.repositories
+    else:
+        with pytest.raises(RemoteError, match="InputError.*blurred training images.*--allow_restricted_images"):
+            author.run(f"pipe.push_to_hub({name!r})")
+        assert ("model", name) not in hub.repositories
+
+
+def test_a_failed_audit_holds_for_push_to_hub_too(hub: HubServer, author: HubClient, model: Path):
+    memorising(model)
+    author.run(WITH_PACKAGE.format(str(model)))
+    with pytest.raises(RemoteError, match="InputError.*audit.*--allow_failed_audit"):
+        author.run("pipe.push_to_hub('tester/memorising')")
+    assert ("model", "tester/memorising") not in hub.repositories
+
+
+def test_with_local_files_only_nothing_is_asked_of_the_hub(hub: HubServer, author: HubClient, published: Path):
+    author.run(WITH_PACKAGE.format("tester/tiny"))
+    requests = hub.requests
+    author.run("pipe = load_pipeline('tester/tiny', local_files_only=True)" + IMAGES)
+    with pytest.raises(RemoteError, match="InputError.*tester/never"):
+        author.run("load_pipeline('tester/never', local_files_only=True)")
+    assert hub.requests == requests
 
 
 def test_card_and_evaluation_do_not_follow_other_weights(author: HubClient, published: Path, tmp_path: Path):

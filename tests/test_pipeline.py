@@ -58,15 +58,15 @@ def test_return_dict(pipeline):
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_same_seed_same_images_whatever_the_batch_size(pipeline, steps):
+def test_same_seed_same_images_whatever_the_chunk_size(pipeline, steps):
     arguments = {"num_images": 5, "num_inference_steps": steps}
     whole = pipeline(**arguments, generator=seeded(), output_type="latent").images
-    for batch_size in (1, 2, 5):
-        again = pipeline(**arguments, generator=seeded(), output_type="latent", batch_size=batch_size).images
+    for chunk_size in (1, 2, 5):
+        again = pipeline(**arguments, generator=seeded(), output_type="latent", chunk_size=chunk_size).images
         assert torch.equal(again, whole)
     assert not torch.equal(pipeline(**arguments, generator=seeded(1), output_type="latent").images, whole)
     pixels = pipeline(**arguments, generator=seeded(), output_type="pt").images
-    again = pipeline(**arguments, generator=seeded(), output_type="pt", batch_size=2).images
+    again = pipeline(**arguments, generator=seeded(), output_type="pt", chunk_size=2).images
     torch.testing.assert_close(again, pixels)
 
 
@@ -140,7 +140,7 @@ def test_callback_sees_and_replaces_the_state(pipeline):
         seen.append((step, float(timestep), int((tensors["code_indices"] != OPEN).sum())))
         return {}
 
-    pipeline(4, 3, batch_size=2, generator=seeded(), callback_on_step_end=watch)
+    pipeline(4, 3, chunk_size=2, generator=seeded(), callback_on_step_end=watch)
     assert [step for step, _, _ in seen] == [0, 1, 2, 0, 1, 2]
     assert seen[0][1] == pipeline.scheduler.config.num_train_timesteps
     revealed = [count for _, _, count in seen[:3]]
@@ -172,6 +172,32 @@ def test_encode_and_decode_fit_together(pipeline):
     latents = pipeline.vqvae.encode(images).latents
     expected = pipeline.vqvae.decode(latents).sample  # quantises on its way, as in training
     torch.testing.assert_close(pipeline.decode_codes(codes), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_how_many_images_by_either_name(pipeline):
+    expected = pipeline(3, generator=seeded(), output_type="latent").images
+    for arguments in ({"batch_size": 3}, {"num_images": 3, "batch_size": 3}):
+        assert torch.equal(pipeline(**arguments, generator=seeded(), output_type="latent").images, expected)
+    assert len(pipeline(output_type="latent").images) == 1
+    with pytest.raises(ValueError, match="chunk_size is how many"):
+        pipeline(3, batch_size=2)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"num_images": 0}, {"num_images": "a brain"}, {"batch_size": -1}, {"num_images": 2.0}, {"chunk_size": 0}],
+)
+def test_a_count_without_sense_is_refused(pipeline, arguments):
+    with pytest.raises(ValueError, match="must be a positive whole number"):
+        pipeline(**arguments)
+
+
+def test_unknown_callback_tensors_are_refused(pipeline):
+    seen = []
+    with pytest.raises(ValueError, match="a callback is given sample, code_indices, not latents"):
+        pipeline(callback_on_step_end=print, callback_on_step_end_tensor_inputs=["latents"])
+    pipeline(callback_on_step_end=lambda *a: seen.append(a[-1]) or {}, callback_on_step_end_tensor_inputs=[])
+    assert seen == [{}]
 
 
 def test_bad_arguments(pipeline):

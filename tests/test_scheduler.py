@@ -5,8 +5,9 @@ import torch
 from scipy.stats import chisquare
 
 from vq_ihdm import HeatDissipationScheduler
+from vq_ihdm.code_sampling import code_probabilities
 from vq_ihdm.heat import blur
-from vq_ihdm.scheduling_heat_dissipation import OPEN, code_probabilities
+from vq_ihdm.scheduling_heat_dissipation import OPEN
 
 BATCH, HEIGHT, WIDTH, NUM_CODES, DIM = 2, 4, 5, 7, 3
 

@@ -96,3 +96,35 @@ def bids_tree(folder: Path, num_subjects: int = 6) -> Path:
             lines.append(f"sub-{number:02d}\tses-{session}\t{age + number}\t{'FM'[number % 2]}")
     (folder / "participants.tsv").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def oasis1_tree(folder: Path, num_subjects: int = 6) -> tuple[Path, Path]:
+    """Two discs of OASIS-1 and its table: 16-bit big-endian Analyze volumes of (X, Y, Z, 1) voxels.
+
+    Of each session there are a raw scan, the registered one, the same without skull and its segmentation. Subject 1
+    has a second, reliability session; subject 0 was not rated.
+
+    Returns:
+        the folder and the table.
+    """
+    lines = ["ID,M/F,Hand,Age,Educ,SES,MMSE,CDR,eTIV,nWBV,ASF,Delay"]
+    for number in range(1, num_subjects + 1):
+        for session in (1, 2) if number == 2 else (1,):
+            name = f"OAS1_{number:04d}_MR{session}"
+            for image, (place, suffix) in enumerate(
+                [
+                    ("RAW", "mpr-1_anon"),
+                    ("PROCESSED/MPRAGE/T88_111", "mpr_n4_anon_111_t88_gfc"),
+                    ("PROCESSED/MPRAGE/T88_111", "mpr_n4_anon_111_t88_masked_gfc"),
+                    ("FSL_SEG", "mpr_n4_anon_111_t88_masked_gfc_fseg"),
+                ]
+            ):
+                voxels = np.asarray(distinct(10 * number + session + image).dataobj)[..., None].astype(np.int16)
+                header = nib.AnalyzeHeader(endianness=">")
+                header.set_data_dtype(">i2")
+                scan = nib.AnalyzeImage(voxels, np.diag([-2.0, 2, 2, 1]), header)
+                save(scan, folder / f"disc{number % 2 + 1}" / name / place / f"{name}_{suffix}.img")
+            rating = "" if number == 1 else "0.5"
+            lines.append(f"{name},{'FM'[number % 2]},R,{60 + number + session},3,2,28,{rating},1300,0.7,1.2,N/A")
+    (folder / "oasis_cross-sectional.csv").write_text("\n".join(lines) + "\n")
+    return folder, folder / "oasis_cross-sectional.csv"

@@ -1,793 +1,4 @@
-# Made by `save_pretrained` from vq_ihdm.denoiser, vq_ihdm.covariates, vq_ihdm.heat, vq_ihdm.prior, vq_ihdm.scheduling_heat_dissipation, vq_ihdm.errors, vq_ihdm.weights, vq_ihdm.code_indices, vq_ihdm.pipelines.slice_pipeline, vq_ihdm.pipelines.token_pipeline, vq_ihdm.pipelines.pipeline_vq_ihdm.
-"""The denoiser: BERT over the positions of a code grid."""
-
-import math
-from dataclasses import dataclass
-
-import torch
-from torch import nn
-from transformers import BertConfig, BertModel, PretrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput
-
-
-class VQIHDMDenoiserConfig(PretrainedConfig):
-    """Configuration of a `VQIHDMDenoiser`.
-
-    Args:
-        num_codes: K, size of the codebook.
-        code_dim: D, dimension of a code.
-        height, width: the grid of codes.
-        hidden_size, num_hidden_layers, num_attention_heads, dropout: of the `BertModel`; its intermediate size is
-            4 x hidden_size. The defaults are the paper's.
-    """
-
-    model_type = "vq_ihdm_denoiser"
-
-    def __init__(
-        self,
-        num_codes: int = 1024,
-        code_dim: int = 256,
-        height: int = 11,
-        width: int = 11,
-        hidden_size: int = 512,
-        num_hidden_layers: int = 24,
-        num_attention_heads: int = 8,
-        dropout: float = 0.1,
-        **kwargs,
-    ):
-        self.num_codes = num_codes
-        self.code_dim = code_dim
-        self.height = height
-        self.width = width
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.dropout = dropout
-        super().__init__(**kwargs)
-
-
-@dataclass
-class VQIHDMDenoiserOutput(ModelOutput):
-    """`logits`: (B, H, W, K), of p(z_0 | u_t, revealed codes)."""
-
-    logits: torch.FloatTensor | None = None
-
-
-class VQIHDMDenoiser(PreTrainedModel):
-    """Predicts the codes of all positions at once from the blurred embeddings, the reverse process of VQ-IHDM.
-
-    BERT's own inputs serve: `inputs_embeds` are the projected state plus an embedding of sigma, `position_embeddings`
-    the position on the grid, and `token_type_embeddings` the learned flag for revealed positions (type 1). The
-    embedding layer normalises its input, which would lose the amplitude of a D-dimensional state; the projection is
-    therefore non-linear and wider than D. Word embeddings and pooler do not exist: they would get no gradient,
-    which distributed training does not forgive.
-
-    The standardised codebook travels with the weights as the buffer `code_embeddings` (K, D).
-    """
-
-    config_class = VQIHDMDenoiserConfig
-    base_model_prefix = "denoiser"
-    main_input_name = "sample"
-
-    def __init__(self, config: VQIHDMDenoiserConfig):
-        super().__init__(config)
-        self.input_projection = nn.Sequential(
-            nn.Linear(config.code_dim, config.hidden_size),
-            nn.GELU(),
-            nn.Linear(config.hidden_size, config.hidden_size),
-        )
-        self.sigma_embedding = SigmaEmbedding(config.hidden_size)
-        self.bert = BertModel(
-            BertConfig(
-                vocab_size=1,
-                hidden_size=config.hidden_size,
-                num_hidden_layers=config.num_hidden_layers,
-                num_attention_heads=config.num_attention_heads,
-                intermediate_size=4 * config.hidden_size,
-                hidden_dropout_prob=config.dropout,
-                attention_probs_dropout_prob=0.0,  # dropout on the hidden states suffices, and fused kernels need this
-                max_position_embeddings=config.height * config.width,
-            ),
-            add_pooling_layer=False,
-        )
-        self.bert.embeddings.word_embeddings = None
-        self.head = nn.Linear(config.hidden_size, config.num_codes)
-        self.register_buffer("code_embeddings", torch.zeros(config.num_codes, config.code_dim))
-        self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
-
-    def embed_codes(self, code_indices: torch.LongTensor) -> torch.Tensor:
-        """(B, H, W) code indices -> (B, D, H, W) standardised embeddings e_0."""
-        return self.code_embeddings[code_indices].permute(0, 3, 1, 2).contiguous()
-
-    def forward(
-        self,
-        sample: torch.Tensor,
-        sigma: torch.Tensor,
-        known: torch.BoolTensor | None = None,
-        return_dict: bool = True,
-    ) -> VQIHDMDenoiserOutput | tuple:
-        """
-        Args:
-            sample: (B, D, H, W) the state: blurred embeddings, sharp ones where codes are known.
-            sigma: (B,) blur width of the state in grid cells.
-            known: (B, H, W) which positions are revealed; none when left out.
-        """
-        batch, _, height, width = sample.shape
-        tokens = self.input_projection(sample.flatten(2).transpose(1, 2))
-        tokens = tokens + self.sigma_embedding(sigma)[:, None]
-        if known is None:
-            known = torch.zeros(batch, height, width, dtype=torch.bool, device=sample.device)
-        hidden = self.bert(inputs_embeds=tokens, token_type_ids=known.flatten(1).long()).last_hidden_state
-        logits = self.head(hidden).view(batch, height, width, -1)
-        return VQIHDMDenoiserOutput(logits=logits) if return_dict else (logits,)
-
-
-class SigmaEmbedding(nn.Module):
-    """(B,) sigma -> (B, hidden_size): Fourier features of log sigma, then a small network."""
-
-    def __init__(self, hidden_size: int, num_frequencies: int = 32):
-        super().__init__()
-        # log sigma spans about 4 (0.5 to 24): periods from 16 down to an eighth tell neighbouring sigmas apart.
-        self.num_frequencies = num_frequencies
-        self.layers = nn.Sequential(
-            nn.Linear(2 * num_frequencies, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
-        )
-
-    def forward(self, sigma: torch.Tensor) -> torch.Tensor:
-        frequencies = torch.logspace(math.log10(1 / 16), math.log10(8), self.num_frequencies, device=sigma.device)
-        angles = 2 * math.pi * sigma.float().log()[:, None] * frequencies
-        features = torch.cat([angles.sin(), angles.cos()], dim=-1)
-        return self.layers(features.to(self.layers[0].weight.dtype))
-
-
-"""What a model can be asked for: its covariates with their ranges and categories, and how they become numbers.
-
-A table of covariates is a tensor (N, C) with a column for each: numbers as they are, categories by their index, NaN
-where nothing is given. The vocabulary, a list of `Covariate`, travels as plain dicts in the configs of the components.
-"""
-
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-
-MARGIN = 0.1  # how far a number may lie outside of the training range, as a share of that range
-LEVEL_FEATURES = 3  # cosines of a level: anatomy does not change linearly along the head
-LEVEL_GRID = 1001  # levels a draw is rounded to
-
-
-@dataclass(frozen=True)
-class Covariate:
-    """One covariate of the training set.
-
-    Args:
-        name: as the column of the set.
-        kind: `continuous`, `category`, or `level`: a position in [0, 1] on which the image depends in no linear way.
-        low, high: range of the training values, rounded outwards; of a category meaningless.
-        mean, std: of the training values of a continuous one.
-        categories: names of a category, in the order of their indices.
-    """
-
-    name: str
-    kind: str
-    low: float = 0.0
-    high: float = 1.0
-    mean: float = 0.0
-    std: float = 1.0
-    categories: Sequence[str] = ()
-
-    @property
-    def num_features(self) -> int:
-        """Dimensions of `features`."""
-        return {"continuous": 1, "level": LEVEL_FEATURES, "category": len(self.categories)}[self.kind]
-
-    def encode(self, value: Any) -> float:
-        """A value as a user writes it -> the number in a table; None, not given, becomes NaN.
-
-        Raises:
-            ValueError: no number, a category that the training set did not have, or a number outside of its range by
-                more than `MARGIN` of that range.
-        """
-        if value is None:
-            return math.nan
-        if self.kind == "category":
-            name = f"{value:g}" if isinstance(value, (int, float)) else str(value)
-            if name not in self.categories:
-                raise ValueError(f"{self.name} is one of {', '.join(self.categories)}, not {name}")
-            return float(self.categories.index(name))
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            raise ValueError(f"{self.name} is a number, not {value!r}") from None
-        margin = MARGIN * (self.high - self.low)
-        if not self.low - margin <= number <= self.high + margin:
-            raise ValueError(
-                f"{self.name} was {self.low:g} to {self.high:g} in the training set; {number:g} is outside of that by "
-                f"more than {margin:g}"
-            )
-        return number
-
-    def decode(self, number: float) -> str | float | None:
-        """Inverse of `encode`."""
-        if math.isnan(number):
-            return None
-        return self.categories[int(number)] if self.kind == "category" else number
-
-    def features(self, values: torch.Tensor) -> torch.Tensor:
-        """(N,) numbers -> (N, num_features): standardised, cosines of a level, or one-hot; NaN stays NaN."""
-        if self.kind == "continuous":
-            return ((values - self.mean) / self.std)[:, None]
-        if self.kind == "level":
-            return torch.cos(math.pi * values.clamp(0, 1)[:, None] * _counting(1, LEVEL_FEATURES, values))
-        one_hot = (values[:, None] == _counting(0, len(self.categories) - 1, values)).to(values.dtype)
-        return torch.where(values.isnan()[:, None], values[:, None], one_hot)
-
-    def nearest_values(self, features: torch.Tensor) -> torch.Tensor:
-        """(N, num_features) -> (N,) numbers inside the training range whose features are nearest."""
-        if self.kind == "continuous":
-            return (features[:, 0] * self.std + self.mean).clamp(self.low, self.high)
-        if self.kind == "category":
-            return features.argmax(1).to(features.dtype)
-        levels = torch.linspace(self.low, self.high, LEVEL_GRID, dtype=features.dtype, device=features.device)
-        return levels[torch.cdist(features, self.features(levels)).argmin(1)]
-
-
-def vocabulary(entries: Sequence[Mapping[str, Any]] | None) -> list[Covariate]:
-    """The covariates in a component's config; none of an unconditional model."""
-    return [Covariate(**entry) for entry in entries or ()]
-
-
-def encode_covariates(
-    known: Sequence[Covariate], given: Mapping[str, Any] | None, num_images: int, device: torch.device | str = "cpu"
-) -> torch.Tensor:
-    """What a user asks for as a table (num_images, C), float32.
-
-    Args:
-        known: the model's vocabulary.
-        given: any subset of it, by name: a value for all images, or a list with one for each; None is not given.
-
-    Raises:
-        ValueError: a covariate the model does not know, a list of another length, or see `Covariate.encode`.
-    """
-    given = given or {}
-    names = [covariate.name for covariate in known]
-    for name, value in given.items():
-        if name not in names:
-            knows = f"it knows {', '.join(names)}" if names else "it was trained without covariates"
-            raise ValueError(f"this model does not know the covariate {name}; {knows}")
-        if isinstance(value, (list, tuple)) and len(value) != num_images:
-            raise ValueError(f"{num_images} images need as many values of {name}, not {len(value)}")
-    table = torch.full((num_images, len(known)), math.nan)
-    for column, covariate in enumerate(known):
-        value = given.get(covariate.name)
-        values = value if isinstance(value, (list, tuple)) else [value] * num_images
-        table[:, column] = torch.tensor([covariate.encode(value) for value in values])
-    return table.to(device)
-
-
-def decode_covariates(known: Sequence[Covariate], table: torch.Tensor) -> dict[str, list]:
-    """A table (N, C) as a list of N values for each name, None where nothing is given."""
-    return {
-        covariate.name: [covariate.decode(number) for number in table[:, column].tolist()]
-        for column, covariate in enumerate(known)
-    }
-
-
-def covariate_features(known: Sequence[Covariate], table: torch.Tensor) -> torch.Tensor:
-    """A table (N, C) -> the features of all its columns side by side, (N, F), NaN where nothing is given."""
-    return torch.cat([covariate.features(table[:, column]) for column, covariate in enumerate(known)], dim=1)
-
-
-def nearest_covariates(known: Sequence[Covariate], features: torch.Tensor) -> torch.Tensor:
-    """Features (N, F) -> the table (N, C) whose features are nearest, column by column."""
-    parts = features.split([covariate.num_features for covariate in known], dim=1)
-    columns = [covariate.nearest_values(part) for covariate, part in zip(known, parts, strict=True)]
-    return torch.stack(columns, dim=1)
-
-
-def _counting(first: int, last: int, like: torch.Tensor) -> torch.Tensor:
-    return torch.arange(first, last + 1, dtype=like.dtype, device=like.device)
-
-
-"""Heat dissipation on a grid: the mathematics of the forward process, as pure functions.
-
-With reflecting borders the cosine modes are eigenfunctions of the heat equation du/dt = laplace u. Mode (n, m) of an
-H x W grid decays as exp(-lambda_nm t) with lambda_nm = (pi n / H)^2 + (pi m / W)^2, and running the equation for
-t = sigma^2 / 2 equals a Gaussian blur of standard deviation sigma, in units of grid cells (Rissanen et al., 2023). The
-snippet in VQ-IHDM has this lambda; the formula in its text, pi (n^2 / W^2 + m^2 / H^2), has pi for pi squared.
-
-Every function keeps dtype and device of its input and can be differentiated.
-"""
-
-import math
-
-import torch
-
-WITHOUT_FLOAT64 = ("mps", "npu")  # types of device
-
-
-def finest_dtype(device: torch.device | str) -> torch.dtype:
-    """float64, or float32 on a device that has no float64."""
-    return torch.float32 if torch.device(device).type in WITHOUT_FLOAT64 else torch.float64
-
-
-def dct_basis(size: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> torch.Tensor:
-    """The orthonormal DCT-II as a matrix (size, size): row n is mode n, so `basis @ u` transforms a column u."""
-    position = torch.arange(size, dtype=torch.float64) + 0.5
-    mode = torch.arange(size, dtype=torch.float64)
-    basis = torch.cos(math.pi / size * torch.outer(mode, position)) * math.sqrt(2 / size)
-    basis[0] /= math.sqrt(2)
-    return basis.to(dtype).to(device)  # one after the other: not every device has float64
-
-
-def dct(u: torch.Tensor) -> torch.Tensor:
-    """Orthonormal 2-D DCT-II over the last two axes, (..., H, W) -> (..., H, W); scipy's `dctn(norm="ortho")`."""
-    height, width = u.shape[-2:]
-    return dct_basis(height, u.dtype, u.device) @ u @ dct_basis(width, u.dtype, u.device).T
-
-
-def idct(coefficients: torch.Tensor) -> torch.Tensor:
-    """Inverse of `dct`."""
-    height, width = coefficients.shape[-2:]
-    basis_h = dct_basis(height, coefficients.dtype, coefficients.device)
-    return basis_h.T @ coefficients @ dct_basis(width, coefficients.dtype, coefficients.device)
-
-
-def heat_kernel(sigma: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Gain exp(-lambda_nm sigma^2 / 2) of every mode: (...) sigmas in grid cells -> (..., height, width) in [0, 1]."""
-    lambda_h = (math.pi * torch.arange(height, dtype=sigma.dtype, device=sigma.device) / height) ** 2
-    lambda_w = (math.pi * torch.arange(width, dtype=sigma.dtype, device=sigma.device) / width) ** 2
-    t = sigma[..., None, None] ** 2 / 2
-    return torch.exp(-(lambda_h[:, None] + lambda_w[None, :]) * t)
-
-
-def blur(u: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
-    """Run the heat equation on u for t = sigma^2 / 2.
-
-    Args:
-        u: (B, D, H, W).
-        sigma: blur width in grid cells, one for all or one for each of the B fields; 0 leaves u as it is.
-
-    Returns:
-        (B, D, H, W). Conserves every channel's mean; blur(blur(u, a), b) = blur(u, sqrt(a^2 + b^2)).
-    """
-    sigma = torch.as_tensor(sigma, dtype=u.dtype, device=u.device).expand(u.shape[0])
-    return idct(dct(u) * heat_kernel(sigma, *u.shape[-2:])[:, None])
-
-
-def sigma_schedule(sigma_min: float, sigma_max: float, num_sigmas: int) -> torch.Tensor:
-    """`num_sigmas` blur widths from sigma_min to sigma_max, ascending and evenly spaced in log sigma, float64."""
-    return torch.logspace(math.log10(sigma_min), math.log10(sigma_max), num_sigmas, dtype=torch.float64)
-
-
-def surviving_modes(sigma: float, height: int, width: int, min_gain: float = 0.05) -> torch.Tensor:
-    """Which modes keep at least `min_gain` of their amplitude under a blur of width sigma: (height, width) bool."""
-    return heat_kernel(torch.tensor(sigma, dtype=torch.float64), height, width) >= min_gain
-
-
-"""The blurry prior: where u_T comes from, without the training data."""
-
-import math
-
-import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
-
-
-
-class BlurryPrior(ModelMixin, ConfigMixin):
-    """A Gaussian mixture over the DCT coefficients that survive the blur at sigma.
-
-        k ~ weights,  s = means_k + factors_k eps,  coefficients = mean + s basis,  u_T = idct(coefficients)
-
-    Three kinds share this form (see `vq_ihdm.fit_prior`):
-
-    - `mixture` (the default): PCA basis and a few Gaussians with full covariance. Low-rank and smooth, it holds
-      averages over many subjects and is what may be published.
-    - `slice`: rank 0, the mean is one blurred training slice: the paper's prior.
-    - `images`: one component of zero width for each training slice. It *is* the (blurred) training set, so it refuses
-      to be saved unless `allow_saving_images` is set.
-
-    A `mixture` may be one over s and the features f of covariates together, means_k and factors_k then having F more
-    rows. What is given of f conditions the draw, exactly and in closed form: component k has the weight
-    weights_k N(f_given; k), and its Gaussian becomes the conditional one.
-
-    The draws are free of noise; the delta of the forward process is added by whoever samples.
-
-    Args:
-        kind: `mixture`, `slice` or `images`.
-        code_dim, height, width: D and the grid of codes.
-        sigma: blur width in grid cells to which u_T belongs.
-        num_modes: M, retained DCT modes.
-        rank: R, dimension of the PCA space.
-        num_components, factor_rank: mixture components, and the columns of their covariance factors.
-        variance_kept: share of the variance of the training u_T inside the PCA space.
-        covariates: the vocabulary (`Covariate` as dicts); None of a prior without.
-    """
-
-    config_name = "config.json"
-
-    @register_to_config
-    def __init__(
-        self,
-        kind: str,
-        code_dim: int,
-        height: int,
-        width: int,
-        sigma: float,
-        num_modes: int,
-        rank: int,
-        num_components: int,
-        factor_rank: int,
-        variance_kept: float,
-        covariates: list[dict] | None = None,
-    ):
-        super().__init__()
-        self.allow_saving_images = False
-        self.known_covariates = vocabulary(covariates)
-        dimension = rank + sum(covariate.num_features for covariate in self.known_covariates)
-        self.register_buffer("modes", torch.zeros(num_modes, dtype=torch.long))  # flat index into the H x W modes
-        self.register_buffer("mean", torch.zeros(code_dim * num_modes))
-        self.register_buffer("basis", torch.zeros(rank, code_dim * num_modes))
-        self.register_buffer("weights", torch.full((num_components,), 1 / num_components))
-        self.register_buffer("means", torch.zeros(num_components, dimension))
-        self.register_buffer("factors", torch.zeros(num_components, dimension, factor_rank))
-
-    @property
-    def sigma(self) -> float:
-        """Blur width of the draws, in grid cells."""
-        return self.config.sigma
-
-    def sample(
-        self, num_samples: int, generator: torch.Generator | list[torch.Generator] | None = None
-    ) -> torch.Tensor:
-        """Draw u_T, (num_samples, D, H, W), in units of the standardised embeddings.
-
-        Args:
-            generator: one for all draws, or a list with one for each.
-        """
-        return self.draw(torch.full((num_samples, len(self.known_covariates)), math.nan), generator)[0]
-
-    def draw(
-        self, covariates: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw u_T together with the covariates that are not given, as both occur in the training set.
-
-        Args:
-            covariates: (N, C) table of `vq_ihdm.covariates`, NaN where not given; of any C, and of no effect, for a
-                prior without covariates.
-            generator: one for all draws, or a list with one for each.
-
-        Returns:
-            u_T (N, D, H, W) in units of the standardised embeddings, and the completed table.
-        """
-        generators = generator if isinstance(generator, list) else [generator] * len(covariates)
-        columns = self.factors.shape[-1]
-        uniform, noise = [], []
-        for g in generators:  # a draw must not depend on how many are drawn with it
-            device = g.device if g is not None else self.device
-            uniform.append(torch.rand((), device=device, generator=g, dtype=finest_dtype(device)))
-            noise.append(torch.randn(columns, device=device, generator=g))
-        uniform = torch.stack(uniform).to(finest_dtype(self.device)).to(self.device)
-        noise, covariates = torch.stack(noise).to(self.device, self.dtype), covariates.to(self.device)
-        if not self.known_covariates:
-            return self(uniform, noise), covariates
-        return self._draw_given(covariates, uniform, noise)
-
-    def forward(self, uniform: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """The u_T (B, D, H, W) that random numbers stand for, nothing else given.
-
-        Args:
-            uniform: (B,) in [0, 1): which component.
-            noise: (B, factor_rank) standard normal: eps.
-        """
-        component = self._component(self.weights.to(uniform.dtype)[None], uniform)
-        return self._state(self._joint(component, noise)[:, : self.config.rank])
-
-    def _draw_given(
-        self, covariates: torch.Tensor, uniform: torch.Tensor, noise: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `draw`, of the numbers that `forward` takes."""
-        rank, dtype = self.config.rank, uniform.dtype
-        wanted = covariate_features(self.known_covariates, covariates.to(dtype))
-        factors = self.factors.to(dtype)
-        covariance = factors @ factors[:, rank:].mT  # of scores and features with the features, (K, R + F, F)
-        evidence = given_log_likelihood(wanted[:, None], self.means[:, rank:].to(dtype), covariance[:, rank:])
-        component = self._component((self.weights.to(dtype).log() + evidence).softmax(1), uniform)
-        draws = condition(self._joint(component, noise).to(dtype), wanted, covariance[component])
-        drawn = nearest_covariates(self.known_covariates, draws[:, rank:]).to(covariates)
-        return self._state(draws[:, :rank].to(self.dtype)), torch.where(covariates.isnan(), drawn, covariates)
-
-    def _component(self, weights: torch.Tensor, uniform: torch.Tensor) -> torch.LongTensor:
-        """(B or 1, K) weights, (B,) uniform numbers -> (B,) which component."""
-        return (weights.cumsum(1) < uniform[:, None]).sum(-1).clamp_max(weights.shape[1] - 1)
-
-    def _joint(self, component: torch.LongTensor, noise: torch.Tensor) -> torch.Tensor:
-        """Scores and features side by side, (B, R + F)."""
-        return self.means[component] + (self.factors[component] @ noise[..., None])[..., 0]
-
-    def _state(self, scores: torch.Tensor) -> torch.Tensor:
-        """PCA scores (B, R) -> u_T (B, D, H, W)."""
-        coefficients = (self.mean + scores @ self.basis).unflatten(-1, (self.config.code_dim, -1))
-        height, width = self.config.height, self.config.width
-        grid = coefficients.new_zeros(len(scores), self.config.code_dim, height * width)
-        grid[..., self.modes] = coefficients
-        return idct(grid.unflatten(-1, (height, width)))
-
-    def save_pretrained(self, save_directory, **kwargs):
-        """As `ModelMixin.save_pretrained`.
-
-        Raises:
-            ValueError: the prior is made of training images and `allow_saving_images` was not set.
-        """
-        if self.config.kind == "images" and not self.allow_saving_images:
-            raise ValueError(
-                "a prior of kind 'images' holds blurred scans of the training subjects and is not saved; fit one of "
-                "kind 'mixture', or set prior.allow_saving_images = True if the data may be passed on"
-            )
-        super().save_pretrained(save_directory, **kwargs)
-
-
-def given_log_likelihood(wanted: torch.Tensor, means: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
-    """log N of those dimensions that are given, up to a constant that depends only on which they are.
-
-    Args:
-        wanted: (..., F), NaN where not given.
-        means, covariance: (..., F) and (..., F, F), float64; all three are broadcast.
-
-    Returns:
-        (...).
-    """
-    given = ~wanted.isnan()
-    residual = torch.where(given, wanted - means, 0)
-    factor = torch.linalg.cholesky(restrict(covariance, given))
-    whitened = torch.linalg.solve_triangular(factor, residual[..., None], upper=False)[..., 0]
-    return -0.5 * (whitened**2).sum(-1) - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-
-
-def condition(draws: torch.Tensor, wanted: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
-    """Turn draws of a Gaussian into draws of it given some of its last F dimensions (Matheron's rule).
-
-        x + cov(x, f) cov(f)^-1 (wanted - f)  for f those of x that are given
-
-    Args:
-        draws: (N, S + F) of the joint Gaussian.
-        wanted: (N, F), NaN where not given.
-        covariance: (N, S + F, F) or (S + F, F), of all dimensions with the last F.
-    """
-    given = ~wanted.isnan()
-    num_features = wanted.shape[-1]
-    residual = torch.where(given, wanted - draws[:, -num_features:], 0)
-    factor = torch.linalg.cholesky(restrict(covariance[..., -num_features:, :], given))
-    solved = torch.cholesky_solve(residual[..., None], factor) * given[..., None]
-    return draws + (covariance @ solved)[..., 0]
-
-
-def restrict(covariance: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
-    """(..., F, F) with rows and columns of what is not given as in the identity: they then take no part."""
-    both = given[..., :, None] & given[..., None, :]
-    return torch.where(both, covariance, torch.eye(given.shape[-1]).to(covariance))
-
-
-"""The forward and reverse process of discrete VQ-IHDM as a diffusers scheduler."""
-
-import math
-from dataclasses import dataclass
-
-import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import BaseOutput
-
-
-OPEN = -1  # the code index of a position that is not revealed yet
-
-
-@dataclass
-class HeatDissipationSchedulerOutput(BaseOutput):
-    """One reverse step.
-
-    Args:
-        prev_sample (`torch.Tensor` of shape `(B, D, H, W)`): the less blurred state: u_T where positions are still
-            open, the sharp embeddings of the codes where they have been revealed.
-        code_indices (`torch.LongTensor` of shape `(B, H, W)`): the codes revealed so far, `OPEN` elsewhere.
-        pred_code_indices (`torch.LongTensor` of shape `(B, H, W)`): codes drawn for every position: what the step
-            would return were it the last one.
-    """
-
-    prev_sample: torch.Tensor
-    code_indices: torch.LongTensor
-    pred_code_indices: torch.LongTensor
-
-
-class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
-    """Heat dissipation over code embeddings, and its reversal by revealing codes.
-
-    Time runs from t = 0, sharp, to t = T = `num_train_timesteps`, most blurred. The forward process is
-
-        u_t = blur(e_0, sigma_t) + delta * noise,  sigma_1 = sigma_min ... sigma_T = sigma_max in log steps,
-
-    (VQ-IHDM, eq. 2, with delta = 0 there). The paper lists the sigmas from 24 down, the IHDM code from 0.5 up; here
-    index and blur grow together.
-
-    The reverse process starts from a draw of u_T. The denoiser gives p(z_0 | u_T) for every position at once, so
-    one step draws all codes independently given u_T: the paper's sampler. With more steps u_T stays fixed as context
-    and at each time t a share sin(pi t / 2T) of the positions, drawn at random, is left open; what has been revealed
-    is shown to the denoiser as sharp embeddings, so that the remaining codes are drawn in its knowledge. (Blurring
-    the drawn codes to a smaller sigma and going on, the obvious alternative, redraws at each step the low frequencies
-    that u_T had fixed, and gets worse with more steps.)
-
-    Args:
-        num_train_timesteps: T.
-        sigma_min, sigma_max: blur widths in grid cells.
-        delta: standard deviation of the noise on u_t, in units of the standardised embeddings.
-        temperature: divides the logits before a code is drawn; 0 takes the most likely code.
-        top_p: draw from the smallest set of codes that holds this much probability.
-
-    Raises:
-        ValueError: numbers without sense.
-    """
-
-    order = 1
-
-    @register_to_config
-    def __init__(
-        self,
-        num_train_timesteps: int = 200,
-        sigma_min: float = 0.5,
-        sigma_max: float = 24.0,
-        delta: float = 0.0,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-    ):
-        if not (0 < sigma_min <= sigma_max < math.inf and 0 <= delta < math.inf):
-            raise ValueError(f"0 < sigma_min <= sigma_max and 0 <= delta, not {sigma_min}, {sigma_max} and {delta}")
-        # sigmas[t] belongs to timestep t; t = 0 is the sharp state.
-        self.sigmas = torch.cat(
-            [torch.zeros(1), sigma_schedule(sigma_min, sigma_max, num_train_timesteps).to(torch.float32)]
-        )
-        self.set_timesteps(1)
-
-    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
-        """Spread the steps evenly from T down; `timesteps[0]` is always T, the most blurred state."""
-        if num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
-        T = self.config.num_train_timesteps
-        self.num_inference_steps = num_inference_steps
-        self.timesteps = torch.linspace(T, 0, num_inference_steps + 1, device=device)[:-1]
-
-    def open_share(self, timestep: float) -> float:
-        """Share of positions not yet revealed at time t."""
-        return open_share(timestep / self.config.num_train_timesteps)
-
-    def add_noise(
-        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.LongTensor
-    ) -> torch.Tensor:
-        """The forward process: u_t = blur(e_0, sigma_t) + delta * noise.
-
-        Args:
-            original_samples: (B, D, H, W) standardised code embeddings e_0.
-            noise: standard normal, of the same shape.
-            timesteps: (B,) in 1..T.
-        """
-        sigmas = self.sigmas.to(original_samples.device)[timesteps]
-        return blur(original_samples, sigmas.to(original_samples.dtype)) + self.config.delta * noise
-
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: torch.Tensor | float,
-        sample: torch.Tensor,
-        code_indices: torch.LongTensor,
-        code_embeddings: torch.Tensor,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        return_dict: bool = True,
-    ) -> HeatDissipationSchedulerOutput | tuple:
-        """Draw codes for the open positions and reveal as many as the next timestep asks for.
-
-        Args:
-            model_output: (B, H, W, K) logits of p(z_0 | u, revealed codes).
-            timestep: the current t, one of `timesteps`.
-            sample: (B, D, H, W) the current state.
-            code_indices: (B, H, W) revealed codes, `OPEN` elsewhere.
-            code_embeddings: (K, D) standardised embeddings of the codes.
-            temperature, top_p: override the config's.
-            generator: one, or a list with one for each image; then an image does not depend on its batch.
-        """
-        temperature = self.config.temperature if temperature is None else temperature
-        top_p = self.config.top_p if top_p is None else top_p
-        batch, height, width, _ = model_output.shape
-        device = model_output.device
-
-        probabilities = code_probabilities(model_output.flatten(1, 2), temperature, top_p)
-        noise = rand_each((2, height * width), batch, generator, device)
-        drawn = draw_codes(probabilities, noise[:, 0])
-        is_open = code_indices.flatten(1) == OPEN
-        drawn = torch.where(is_open, drawn, code_indices.flatten(1))
-
-        # Positions are ranked, revealed ones first; those beyond the count for the next timestep stay open.
-        rank = noise[:, 1].masked_fill(~is_open, -math.inf).argsort(dim=1).argsort(dim=1)
-        step_index = int((self.timesteps.to(device) - torch.as_tensor(timestep, device=device)).abs().argmin())
-        last = step_index + 1 == len(self.timesteps)
-        next_timestep = 0.0 if last else float(self.timesteps[step_index + 1])
-        num_open = int(self.open_share(next_timestep) * height * width)
-        known = rank < height * width - num_open
-
-        pred_code_indices = drawn.view(batch, height, width)
-        code_indices = torch.where(known.view(batch, height, width), pred_code_indices, OPEN)
-        revealed = code_embeddings[pred_code_indices].permute(0, 3, 1, 2).to(sample.dtype)
-        prev_sample = torch.where((code_indices != OPEN)[:, None], revealed, sample)
-        if not return_dict:
-            return prev_sample, code_indices, pred_code_indices
-        return HeatDissipationSchedulerOutput(prev_sample, code_indices, pred_code_indices)
-
-    def __len__(self) -> int:
-        return self.config.num_train_timesteps
-
-
-def open_share(time: float) -> float:
-    """Share sin(pi time / 2) of positions not yet revealed, of time t / T in [0, 1]: MaskGIT's cosine schedule."""
-    return math.sin(math.pi / 2 * time)
-
-
-def code_probabilities(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    """(..., K) logits -> probabilities after temperature and nucleus truncation, not renormalised; `finest_dtype`.
-
-    Raises:
-        ValueError: temperature < 0 or top_p outside (0, 1].
-    """
-    if not temperature >= 0:
-        raise ValueError(f"temperature must not be negative, but is {temperature}")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must lie in (0, 1], but is {top_p}")
-    dtype = finest_dtype(logits.device)
-    if temperature == 0:
-        return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(dtype)
-    probabilities = (logits.to(dtype) / temperature).softmax(-1)
-    if top_p < 1:
-        ordered, order = probabilities.sort(-1, descending=True)
-        before = ordered.cumsum(-1) - ordered  # probability of everything more likely
-        probabilities = probabilities.masked_fill((before >= top_p).gather(-1, order.argsort(-1)), 0)
-    return probabilities
-
-
-def draw_codes(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.LongTensor:
-    """(...,) codes from (..., K) unnormalised probabilities and (...,) uniform numbers.
-
-    Inverse transform sampling: one uniform number a position, whatever the size of the codebook.
-    """
-    cumulative = probabilities.cumsum(-1)
-    return (cumulative <= uniform[..., None] * cumulative[..., -1:]).sum(-1).clamp_max(probabilities.shape[-1] - 1)
-
-
-def rand_each(
-    shape: tuple[int, ...],
-    batch: int,
-    generator: torch.Generator | list[torch.Generator] | None,
-    device: torch.device,
-) -> torch.Tensor:
-    """(batch, *shape) uniform numbers of `finest_dtype`; from a list of generators each image draws its own."""
-
-    def draw(shape: tuple[int, ...], g: torch.Generator | None) -> torch.Tensor:
-        source = g.device if g is not None else device
-        return torch.rand(shape, dtype=finest_dtype(source), device=source, generator=g)
-
-    if isinstance(generator, list):
-        uniform = torch.stack([draw(shape, g) for g in generator])
-    else:
-        uniform = draw((batch, *shape), generator)
-    return uniform.to(finest_dtype(device)).to(device)
-
-
+# Made by `save_pretrained` from vq_ihdm.errors, vq_ihdm.weights, vq_ihdm.code_indices, vq_ihdm.pipelines.saving, vq_ihdm.pipelines.slice_pipeline, vq_ihdm.pipelines.token_pipeline, vq_ihdm.pipelines.pipeline_vq_ihdm.
 """How a user's mistake is told: one sentence with the remedy, a non-zero exit, no traceback."""
 
 import sys
@@ -922,16 +133,127 @@ def decode_codes(vqvae: VQModel, code_indices: torch.LongTensor, device: torch.d
     return vqvae.decode(embeddings.to(device), force_not_quantize=True).sample
 
 
-"""What the pipelines of all systems share: the call's conventions, and a folder that loads anywhere."""
+"""A pipeline's folder: the code beside the weights, what follows them to another folder, what leaves the machine."""
 
 import ast
 import filecmp
-import inspect
 import json
-import os
 import shutil
 import sys
+from collections.abc import Iterable
 from importlib.util import resolve_name
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+
+
+# What lies beside the weights (see `vq_ihdm.hub`) and shows no scan: records, samples of the model, plots.
+SCANLESS = ("samples.png", *(f"evaluation/{name}.png" for name in ("samples", "anatomy", "distances")))
+COMPANIONS = ("README.md", "training.json", "notes.md", "evaluation/report.json", "evaluation/report.md", *SCANLESS)
+AUDIT_INDEX = "audit_index.safetensors"  # shows the training set, if dimly
+COMPONENT_FILES = (".json", ".py", ".safetensors")
+
+
+def export_code(cls: type, folder: Path) -> list[str]:
+    """Write the module of `cls`, with all it imports relatively, into `folder`; its entry for model_index.json.
+
+    It becomes one file: of a component diffusers fetches from the Hub the file that model_index.json names, no other.
+
+    Raises:
+        ValueError: one of the modules imports another in a way that does not survive this.
+    """
+    sources: dict[str, str] = {}
+    package = cls.__module__.split(".")[0]
+
+    def add(module: str) -> None:
+        source = Path(sys.modules[module].__file__).read_text()
+        tree, lines = ast.parse(source), source.splitlines(keepends=True)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                if node.module is None or node not in tree.body or any(alias.asname for alias in node.names):
+                    raise ValueError(
+                        f"line {node.lineno} of {module}: code that travels with weights imports names from modules of "
+                        "its package at the top of a file and without `as`"
+                    )
+                add(resolve_name("." * node.level + node.module, module.rpartition(".")[0]))
+                lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+            elif isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+                if package in [name.split(".")[0] for name in names]:
+                    raise ValueError(f"line {node.lineno} of {module}: code that travels with weights has no {package}")
+        sources.setdefault(module, "".join(lines))
+
+    add(cls.__module__)
+    note = f"# Made by `save_pretrained` from {', '.join(sources)}.\n" if len(sources) > 1 else ""
+    module = cls.__module__.rpartition(".")[2]
+    (folder / f"{module}.py").write_text(note + "\n\n".join(sources.values()))
+    return [module, cls.__name__]
+
+
+def carry_over(name_or_path: str, folder: Path) -> None:
+    """Copy the companions of a pipeline's weights from where it was loaded, unless the weights have changed."""
+    source, companions = Path(name_or_path), (*COMPANIONS, AUDIT_INDEX)
+    if not source.is_dir():
+        try:
+            source = Path(snapshot_download(name_or_path, allow_patterns=[*companions, "*.safetensors"]))
+        except (OSError, ValueError):  # no network, or a folder that is gone: the weights alone are saved
+            return
+    weights = [file.relative_to(folder) for file in folder.rglob("*.safetensors") if file.name != AUDIT_INDEX]
+    if source.resolve() == folder.resolve() or not all(
+        (source / file).is_file() and filecmp.cmp(source / file, folder / file, shallow=False) for file in weights
+    ):
+        return
+    for name in companions:
+        if (source / name).is_file():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / name, folder / name)
+
+
+def holds_training_images(folder: Path) -> bool:
+    """Whether the prior of the pipeline in `folder` is made of blurred training images."""
+    config = folder / "prior" / "config.json"
+    return config.is_file() and json.loads(config.read_text())["kind"] != "mixture"
+
+
+def upload(
+    folder: Path, components: Iterable[str], repo_id: str, private: bool, token: str | None, commit_message: str | None
+) -> None:
+    """Commit a saved pipeline to the Hub, with those of its companions that show no scan.
+
+    Raises:
+        InputError: the prior is made of training images and no record says that they may be passed on, or the
+            evaluation beside the weights found that training images were memorised.
+    """
+    record, report = folder / "training.json", folder / "evaluation" / "report.json"
+    may_be_passed_on = record.is_file() and json.loads(record.read_text())["data"]["redistribution"]
+    if holds_training_images(folder) and not may_be_passed_on:
+        raise InputError(
+            f"the prior in {folder} is made of blurred training images; publish.py --allow_restricted_images publishes "
+            "it all the same"
+        )
+    if report.is_file() and not json.loads(report.read_text()).get("audit", {}).get("passed"):
+        raise InputError(
+            f"the memorisation audit in {report} was not passed; publish.py --allow_failed_audit publishes it all the "
+            "same"
+        )
+    own = [f"{component}/*{suffix}" for component in components for suffix in COMPONENT_FILES]
+    code = json.loads((folder / "model_index.json").read_text())["_class_name"][0]
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    api.upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        allow_patterns=["model_index.json", f"{code}.py", *COMPANIONS, *own],
+        commit_message=commit_message,
+    )
+
+
+"""What the pipelines of all systems share: the call's conventions, loading and saving."""
+
+import json
+import os
+from importlib import import_module
+from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -939,12 +261,10 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import snapshot_download
 from PIL import Image
 
 
-# What a pipeline's folder holds beside what is needed to load it (see `vq_ihdm.hub`).
-COMPANIONS = ("README.md", "training.json", "notes.md", "*.png", "audit_index.safetensors", "evaluation/*")
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 PICKLES = ["*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl"]  # never downloaded
 
@@ -952,17 +272,12 @@ PICKLES = ["*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl"]  # never downloaded
 class SlicePipeline(DiffusionPipeline):
     """Base of the pipelines that draw grey slices.
 
-    A subclass declares its components as `COMPONENTS`, by name of the constructor's argument, and draws images from a
-    list of generators, one for each image: then an image does not depend on the batch it is drawn in.
+    A subclass declares its components as `COMPONENTS`, the paths of their classes by name of the constructor's
+    argument; it does not import them, since each travels in a file of its own. It draws images from a list of
+    generators, one for each image: then an image does not depend on the batch it is drawn in.
     """
 
-    COMPONENTS: dict[str, type] = {}
-
-    @classmethod
-    def _get_signature_types(cls) -> dict[str, tuple]:
-        # diffusers warns of components that are not of the annotated type. Loaded by the code beside the weights they
-        # never are: each comes from a file of its own, and the annotation from the pipeline's.
-        return dict.fromkeys(cls.COMPONENTS, (inspect.Signature.empty,))
+    COMPONENTS: dict[str, str] = {}
 
     def register_modules(self, **components: Any) -> None:
         """As `DiffusionPipeline.register_modules`, which every constructor calls, and a check of what was given."""
@@ -978,6 +293,24 @@ class SlicePipeline(DiffusionPipeline):
         for name, component in self.components.items():
             if isinstance(component, torch.nn.Module):
                 check_finite(component, name)
+
+    @staticmethod
+    def how_many(num_images: int | None, batch_size: int | None, chunk_size: int) -> int:
+        """The number of images a call asks for, by either name; one where it says nothing.
+
+        Raises:
+            ValueError: the two differ, or a number is not positive.
+        """
+        asked = [count for count in (num_images, batch_size) if count is not None] or [1]
+        for count in asked:
+            check_count("num_images", count)
+        check_count("chunk_size", chunk_size)
+        if len(set(asked)) > 1:
+            raise ValueError(
+                f"batch_size {batch_size} is another word for num_images, which is {num_images}; chunk_size is how "
+                "many images are worked on at a time"
+            )
+        return asked[0]
 
     @staticmethod
     def image_generators(
@@ -1053,11 +386,11 @@ class SlicePipeline(DiffusionPipeline):
         if variant is not None and not has_variant:
             raise ValueError(f"{pretrained_model_name_or_path} holds no weights of the variant {variant}")
         components = {}
-        for name, component in cls.COMPONENTS.items():
+        for name, path in cls.COMPONENTS.items():
             if name in given:
                 components[name] = given[name]
                 continue
-            options = {}
+            component, options = component_class(path), {}
             if issubclass(component, torch.nn.Module):
                 options = {"torch_dtype": torch_dtype, "variant": variant if name in has_variant else None}
             components[name] = load_component(component, folder / name, **options)
@@ -1065,39 +398,74 @@ class SlicePipeline(DiffusionPipeline):
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipeline
 
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "SlicePipeline":
+        """A pipeline of this class around the components of another, which stay where and as they are.
+
+        Args:
+            kwargs: components to be used instead of the other's, by name.
+
+        Raises:
+            ValueError: a component is missing, or a keyword is the name of none.
+        """
+        components = {name: part for name, part in pipeline.components.items() if name in cls.COMPONENTS} | kwargs
+        if components.keys() != cls.COMPONENTS.keys():
+            raise ValueError(f"a {cls.__name__} is made of {', '.join(cls.COMPONENTS)}, not {', '.join(components)}")
+        made = cls(**components)
+        if "_name_or_path" in pipeline.config:
+            made.register_to_config(_name_or_path=pipeline.config["_name_or_path"])
+        return made
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        private: bool = True,
+        token: str | None = None,
+        commit_message: str | None = None,
+    ) -> None:
         """As `DiffusionPipeline.save_pretrained`, with the source code of whatever is not part of a library.
 
         The folder then loads through `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` where this
         package is not installed. It keeps its code when a pipeline loaded that way is saved again; and its card,
-        record, pictures and evaluation, as long as its weights are still those they were written for.
+        record, samples and evaluation, as long as its weights are still those they were written for.
 
         Args:
-            push_to_hub: upload the folder too, in one commit; `repo_id`, `private` (True unless given), `token` and
-                `commit_message` say how.
+            safe_serialization: only True.
+            variant: part of the names of the weights' files, such as `fp16`.
+            push_to_hub: upload the folder too, in one commit and without any picture of a scan, as the repository
+                `repo_id` (by default the folder's name), which is made `private` when it does not exist.
+
+        Raises:
+            InputError: a weight is not finite, or, with `push_to_hub`, the pipeline must not leave (see
+                `saving.upload`).
+            ValueError: `safe_serialization` is False, or the prior refuses (see `BlurryPrior.save_pretrained`).
         """
-        hub = {name: kwargs.pop(name) for name in ("repo_id", "private", "token", "commit_message") if name in kwargs}
-        if not kwargs.get("safe_serialization", True):
+        if not safe_serialization:
             raise ValueError("weights are saved as safetensors alone; leave out safe_serialization=False")
         self.check_components()
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size)
         folder = Path(save_directory)
         index = json.loads((folder / "model_index.json").read_text())
-        index["_class_name"] = _export_code(type(self), folder)
+        index["_class_name"] = export_code(type(self), folder)
         index.pop("_module", None)
         for name in self.COMPONENTS:
             component = type(getattr(self, name))
             if component.__module__.split(".")[0] not in ("diffusers", "transformers"):
-                index[name] = _export_code(component, folder / name)
+                index[name] = export_code(component, folder / name)
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
         for config in folder.rglob("*.json"):  # where a pipeline was loaded from is nobody's business
             content = json.loads(config.read_text())
             if content.pop("_name_or_path", None) is not None:
                 config.write_text(json.dumps(content, indent=2) + "\n")
         if "_name_or_path" in self.config:
-            _carry_over(self.config["_name_or_path"], folder)
+            carry_over(self.config["_name_or_path"], folder)
         if push_to_hub:
-            _upload(folder, **{"repo_id": folder.name} | hub)
+            upload(folder, self.COMPONENTS, repo_id or folder.name, private, token, commit_message)
 
     def push_to_hub(
         self,
@@ -1107,7 +475,7 @@ class SlicePipeline(DiffusionPipeline):
         token: str | None = None,
         **kwargs,
     ) -> None:
-        """Save and upload in one commit. `publish.py` does the same with a card and after checks.
+        """Save and upload in one commit. `publish.py` does the same with a new card and after all checks.
 
         Args:
             private: visibility of a new repository.
@@ -1118,50 +486,19 @@ class SlicePipeline(DiffusionPipeline):
             self.save_pretrained(folder, push_to_hub=True, **hub, **kwargs)
 
 
-def _export_code(cls: type, folder: Path) -> list[str]:
-    """Write the module of `cls`, with all it imports relatively, into `folder`; its entry for model_index.json.
+def component_class(path: str) -> type:
+    """The class that an entry of `COMPONENTS` names."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
 
-    It becomes one file: of a component diffusers fetches from the Hub the file that model_index.json names, no other.
+
+def check_count(name: str, value: int) -> None:
     """
-    sources: dict[str, str] = {}
-
-    def add(module: str) -> None:
-        source = Path(sys.modules[module].__file__).read_text()
-        lines = source.splitlines(keepends=True)
-        for node in ast.parse(source).body:
-            if isinstance(node, ast.ImportFrom) and node.level:
-                add(resolve_name("." * node.level + node.module, module.rpartition(".")[0]))
-                lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
-        sources.setdefault(module, "".join(lines))
-
-    add(cls.__module__)
-    note = f"# Made by `save_pretrained` from {', '.join(sources)}.\n" if len(sources) > 1 else ""
-    module = cls.__module__.rpartition(".")[2]
-    (folder / f"{module}.py").write_text(note + "\n\n".join(sources.values()))
-    return [module, cls.__name__]
-
-
-def _carry_over(name_or_path: str, folder: Path) -> None:
-    """Copy the companions of a pipeline's weights from where it was loaded, unless the weights have changed."""
-    source = Path(name_or_path)
-    if not source.is_dir():
-        source = Path(snapshot_download(name_or_path, allow_patterns=[*COMPANIONS, "*.safetensors"]))
-    weights = [file.relative_to(folder) for file in folder.rglob("*.safetensors")]
-    if source.resolve() == folder.resolve() or not all(
-        (source / file).is_file() and filecmp.cmp(source / file, folder / file, shallow=False) for file in weights
-    ):
-        return
-    for pattern in COMPANIONS:
-        for file in source.glob(pattern):
-            target = folder / file.relative_to(source)
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, target)
-
-
-def _upload(folder: Path, repo_id: str, private: bool = True, token: str | None = None, **commit) -> None:
-    api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    api.upload_folder(repo_id=repo_id, folder_path=folder, **commit)
+    Raises:
+        ValueError: an argument, called `name`, is no positive whole number.
+    """
+    if not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name} must be a positive whole number, not {value!r}")
 
 
 """What the pipelines over VQGAN codes share: from pixels to codes and back."""
@@ -1182,13 +519,25 @@ class TokenPipeline(SlicePipeline):
         """(B, h, w) code indices -> (B, 1, H, W), about [-1, 1]."""
         return decode_codes(self.vqvae, code_indices, self._execution_device)
 
+    def callback_inputs(self, names: list[str] | None) -> list[str]:
+        """The tensors that a callback asked for, by default all there are.
+
+        Raises:
+            ValueError: one does not exist.
+        """
+        unknown = sorted(set(names or []) - set(self._callback_tensor_inputs))
+        if unknown:
+            raise ValueError(f"a callback is given {', '.join(self._callback_tensor_inputs)}, not {', '.join(unknown)}")
+        return self._callback_tensor_inputs if names is None else names
+
     def finish(
-        self, code_indices: torch.LongTensor, batch_size: int, output_type: str, return_dict: bool
+        self, code_indices: torch.LongTensor, chunk_size: int, output_type: str, return_dict: bool
     ) -> ImagePipelineOutput | tuple:
-        """Decode drawn codes (N, h, w), `batch_size` images at a time, into the asked output; `latent`: the codes."""
+        """Decode drawn codes (N, h, w), `chunk_size` images at a time, into the asked output; `latent`: the codes."""
         if output_type == "latent":
+            self.maybe_free_model_hooks()
             return ImagePipelineOutput(images=code_indices) if return_dict else (code_indices,)
-        images = torch.cat([self.decode_codes(codes).cpu() for codes in code_indices.split(batch_size)])
+        images = torch.cat([self.decode_codes(codes).cpu() for codes in code_indices.split(chunk_size)])
         self.maybe_free_model_hooks()
         return self.to_output(images, output_type, return_dict)
 
@@ -1198,8 +547,9 @@ class TokenPipeline(SlicePipeline):
 from collections.abc import Callable
 
 import torch
-from diffusers import ImagePipelineOutput, VQModel
+from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin, VQModel
 from diffusers.utils.torch_utils import randn_tensor
+from transformers import PreTrainedModel
 
 
 
@@ -1218,10 +568,10 @@ class VQIHDMPipeline(TokenPipeline):
     """
 
     COMPONENTS = {
-        "vqvae": VQModel,
-        "denoiser": VQIHDMDenoiser,
-        "prior": BlurryPrior,
-        "scheduler": HeatDissipationScheduler,
+        "vqvae": "diffusers.VQModel",
+        "denoiser": "vq_ihdm.denoiser.VQIHDMDenoiser",
+        "prior": "vq_ihdm.prior.BlurryPrior",
+        "scheduler": "vq_ihdm.scheduling_heat_dissipation.HeatDissipationScheduler",
     }
     model_cpu_offload_seq = "denoiser->vqvae"
     _exclude_from_cpu_offload = ["prior"]  # it has buffers, but no parameter by which `accelerate` finds its device
@@ -1230,9 +580,9 @@ class VQIHDMPipeline(TokenPipeline):
     def __init__(
         self,
         vqvae: VQModel,
-        denoiser: VQIHDMDenoiser,
-        prior: BlurryPrior,
-        scheduler: HeatDissipationScheduler,
+        denoiser: PreTrainedModel,
+        prior: ModelMixin,
+        scheduler: SchedulerMixin,
     ):
         super().__init__()
         self.register_modules(vqvae=vqvae, denoiser=denoiser, prior=prior, scheduler=scheduler)
@@ -1264,13 +614,14 @@ class VQIHDMPipeline(TokenPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        num_images: int = 1,
+        num_images: int | None = None,
         num_inference_steps: int = 1,
         temperature: float | None = None,
         top_p: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         sample: torch.Tensor | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
+        chunk_size: int = 32,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
@@ -1279,14 +630,14 @@ class VQIHDMPipeline(TokenPipeline):
         """Draw `num_images` slices.
 
         Args:
-            num_images: how many.
+            num_images, batch_size: how many, by either name; 1 unless given.
             num_inference_steps: network evaluations an image; 1 draws all codes at once.
             temperature, top_p: of the draw of codes; by default what the scheduler's config says. Temperature 0 takes
                 the most likely code.
             generator: one, from which a seed is drawn for each image, or a list with one for each image. The same
-                seed gives the same images whatever `batch_size`.
+                seed gives the same images whatever `chunk_size`.
             sample: (num_images, D, h, w) u_T, noise included, to start from instead of `prepare_latents`.
-            batch_size: images that are worked on at a time.
+            chunk_size: images that are worked on at a time: fewer take less memory.
             output_type: `pil` (mode L), `np` (N, H, W, 1) or `pt` (N, 1, H, W) in [0, 1], or `latent`: code indices
                 (N, h, w).
             callback_on_step_end: called as f(pipe, step, timestep, tensors) after each step of each batch; what it
@@ -1296,13 +647,15 @@ class VQIHDMPipeline(TokenPipeline):
         Returns:
             `ImagePipelineOutput` with `images`, or a tuple.
         """
+        num_images = self.how_many(num_images, batch_size, chunk_size)
         generators = self.image_generators(num_images, generator)
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        starts = range(0, num_images, batch_size)
+        callback_inputs = self.callback_inputs(callback_on_step_end_tensor_inputs)
+        starts = range(0, num_images, chunk_size)
         code_indices = []
         with self.progress_bar(total=len(starts) * num_inference_steps) as progress:
             for start in starts:
-                batch = slice(start, start + batch_size)
+                batch = slice(start, start + chunk_size)
                 code_indices.append(
                     self._draw_codes(
                         generators[batch],
@@ -1311,10 +664,10 @@ class VQIHDMPipeline(TokenPipeline):
                         top_p,
                         progress,
                         callback_on_step_end,
-                        callback_on_step_end_tensor_inputs or self._callback_tensor_inputs,
+                        callback_inputs,
                     )
                 )
-        return self.finish(torch.cat(code_indices), batch_size, output_type, return_dict)
+        return self.finish(torch.cat(code_indices), chunk_size, output_type, return_dict)
 
     def _draw_codes(self, generators, sample, temperature, top_p, progress, callback, callback_inputs):
         """Codes (B, h, w) of one batch."""
@@ -1324,9 +677,10 @@ class VQIHDMPipeline(TokenPipeline):
             sample = self.prepare_latents(generators)
         sample = sample.to(device, self.denoiser.dtype)
         sigma = torch.full((num_images,), self.prior.sigma, device=device)
-        code_indices = torch.full((num_images, config.height, config.width), OPEN, device=device)
+        is_open = self.scheduler.open_index
+        code_indices = torch.full((num_images, config.height, config.width), is_open, device=device)
         for i, timestep in enumerate(self.scheduler.timesteps):
-            logits = self.denoiser(sample, sigma, known=code_indices != OPEN).logits
+            logits = self.denoiser(sample, sigma, known=code_indices != is_open).logits
             sample, code_indices, _ = self.scheduler.step(
                 logits,
                 timestep,

@@ -21,9 +21,9 @@ def _number(kind: type, accepts: Callable[[float], bool], description: str) -> C
 positive_int = _number(int, lambda n: n > 0, "positive whole number")
 non_negative_int = _number(int, lambda n: n >= 0, "whole number from 0 on")
 seed_int = _number(int, lambda n: 0 <= n < 2**32, "whole number from 0 to 2^32 - 1")
-finite_float = _number(float, lambda n: True, "finite number")
-positive_float = _number(float, lambda n: n > 0, "positive finite number")
-non_negative_float = _number(float, lambda n: n >= 0, "finite number from 0 on")
+# No quantity of ours comes near a thousand million; its square is still a float32.
+positive_float = _number(float, lambda n: 0 < n <= 1e9, "positive number up to 1e9")
+non_negative_float = _number(float, lambda n: 0 <= n <= 1e9, "number from 0 to 1e9")
 probability = _number(float, lambda n: 0 <= n <= 1, "number from 0 to 1")
 positive_probability = _number(float, lambda n: 0 < n <= 1, "number above 0 and up to 1")
 share_below_one = _number(float, lambda n: 0 <= n < 1, "number from 0 to below 1")

@@ -1,5 +1,6 @@
 """The blurry prior: where u_T comes from, without the training data."""
 
+import functools
 import math
 
 import torch
@@ -149,7 +150,8 @@ class BlurryPrior(ModelMixin, ConfigMixin):
         grid[..., self.modes] = coefficients
         return idct(grid.unflatten(-1, (height, width)))
 
-    def save_pretrained(self, save_directory, **kwargs):
+    @functools.wraps(ModelMixin.save_pretrained)  # whose keywords a pipeline looks up before it passes them on
+    def save_pretrained(self, save_directory, *args, **kwargs):
         """As `ModelMixin.save_pretrained`.
 
         Raises:
@@ -160,7 +162,7 @@ class BlurryPrior(ModelMixin, ConfigMixin):
                 "a prior of kind 'images' holds blurred scans of the training subjects and is not saved; fit one of "
                 "kind 'mixture', or set prior.allow_saving_images = True if the data may be passed on"
             )
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
 
 def given_log_likelihood(wanted: torch.Tensor, means: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:

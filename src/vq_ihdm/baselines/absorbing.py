@@ -154,18 +154,3 @@ def absorbing_loss(
     masked = draw_mask(timesteps, T, torch.rand(code_indices.shape, device=code_indices.device))
     logits = denoiser(code_indices.masked_fill(masked, config.mask_index)).logits
     return reweighted_elbo(logits, code_indices, masked, timesteps, T)
-
-
-def to_reveal(
-    code_indices: torch.LongTensor, uniform: torch.Tensor, steps_left: int, mask_index: int
-) -> torch.BoolTensor:
-    """The positions that one reverse step reveals: each masked one with probability 1 / steps_left.
-
-    With steps_left = t = T..1 this is the original chain. A chain strided from t to s reveals with probability
-    (t - s) / t, which for n even strides is 1 / n, 1 / (n - 1), ..., 1: the same rule counted in strides.
-
-    Args:
-        code_indices: (B, h, w).
-        uniform: (B, h, w) uniform numbers in [0, 1).
-    """
-    return (code_indices == mask_index) & (uniform * steps_left < 1)

@@ -111,6 +111,9 @@ def write_card(folder: Path, source: Source, features: "Features", facts: Mappin
         if source.people
         else "`subject` numbers a synthetic anatomy."
     )
+    ages = (
+        "`age` is in years; one that the source gives as 90+ or the like is that bound. " if "age" in features else ""
+    )
     limits = (
         "Slices of one subject are not independent: compare and split by subject. Intensities are scaled per volume "
         "and carry no physical unit. The images are for research, not for diagnosis."
@@ -128,7 +131,8 @@ def write_card(folder: Path, source: Source, features: "Features", facts: Mappin
 {source.description}
 
 Images are {width}x{height} pixels, {facts["bit_depth"]} bit, {vertical:g}x{horizontal:g} mm a pixel, anterior up.
-{subjects} `slice` grows from inferior to superior. No subject is in two splits.
+{subjects} `slice` grows from inferior to superior; `slice_level` is its place between the lowest (0) and
+the highest (1) slice of its scan. {ages}No subject is in two splits.
 
 | split | subjects | slices |
 |---|---|---|

@@ -12,16 +12,25 @@ from PIL import Image
 from ..errors import InputError, naming
 
 
-def load_slices(dataset_name: str | None, train_data_dir: str | None = None) -> DatasetDict:
+def load_slices(
+    dataset_name: str | None,
+    train_data_dir: str | None = None,
+    image_column: str = "image",
+    resolution: int | None = None,
+    center_crop: bool = False,
+) -> DatasetDict:
     """Load a set with at least the splits `train` and `validation`.
 
     Args:
         dataset_name: a set built by `dataset_scripts` (a local folder) or a data set on the Hub.
         train_data_dir: instead, a plain folder of images (`datasets`' imagefolder); a tenth of its subjects,
             after the `subject` column of its `metadata.csv`, becomes the validation split.
+        image_column: where the set has its images; `image` in what is returned.
+        resolution: bring the shorter side of every image to so many pixels,
+        center_crop: and then cut the middle square out of it.
 
     Raises:
-        InputError: nothing was named, it cannot be read, it has no split `train` or no column `image`, or the splits
+        InputError: nothing was named, it cannot be read, it has no split `train` or no such column, or the splits
             differ in the size of their images.
     """
     if (dataset_name is None) == (train_data_dir is None):
@@ -40,10 +49,16 @@ def load_slices(dataset_name: str | None, train_data_dir: str | None = None) -> 
         ) from error
     if "train" not in splits:
         raise InputError(f"{source} has no split 'train' but {', '.join(splits)}; name the one to train on so")
-    if "image" not in splits["train"].column_names:
-        raise InputError(f"{source} has no column 'image' but {splits['train'].column_names}; name the pictures so")
+    columns = splits["train"].column_names
+    if image_column not in columns:
+        raise InputError(f"{source} has no column '{image_column}' but {columns}; name it with --image_column")
+    if image_column != "image":
+        splits = splits.remove_columns("image") if "image" in columns else splits
+        splits = splits.rename_column(image_column, "image")
     if "validation" not in splits:
         splits = _hold_out_subjects(splits["train"], source)
+    if resolution is not None:
+        splits = DatasetDict({name: _resized(split, resolution, center_crop) for name, split in splits.items()})
     sizes = {}
     for name, split in splits.items():
         if len(split) == 0:
@@ -69,6 +84,21 @@ def _hold_out_subjects(train: Dataset, source: str) -> DatasetDict:
     held_out = set(subjects[::10])
     rows = np.array([subject in held_out for subject in train["subject"]])
     return DatasetDict(train=train.select(np.flatnonzero(~rows)), validation=train.select(np.flatnonzero(rows)))
+
+
+def _resized(split: Dataset, resolution: int, center_crop: bool) -> Dataset:
+    def resize(row: dict, index: int) -> dict:
+        levels = read_levels(split, index)
+        scale = resolution / min(levels.shape)
+        height, width = (round(side * scale) for side in levels.shape)
+        image = Image.fromarray(levels.astype(np.float32)).resize((width, height), Image.Resampling.LANCZOS)
+        if center_crop:
+            top, left = (height - resolution) // 2, (width - resolution) // 2
+            image = image.crop((left, top, left + resolution, top + resolution))
+        levels = np.asarray(image).round().clip(0, np.iinfo(levels.dtype).max).astype(levels.dtype)
+        return {"image": Image.fromarray(levels)}
+
+    return split.map(resize, with_indices=True, desc=f"resizing to {resolution}")
 
 
 def grey_levels(image: Image.Image) -> np.ndarray:
@@ -169,6 +199,10 @@ class SliceTensors(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         return self.stack([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> torch.Tensor:
+        """What a `DataLoader` asks for a batch by."""
+        return self.stack(indices)
 
     def stack(self, indices: list[int]) -> torch.Tensor:
         """The images at `indices` as one (B, 1, H, W) batch."""

@@ -6,9 +6,8 @@ from datasets import Dataset
 from .images import SliceTensors
 
 
-def draw_slices(train_set: SliceTensors, indices: list[int], random_flip: bool) -> torch.Tensor:
-    """The slices with the given indices, (B, 1, H, W) in [-1, 1], each as it is or, with `random_flip`, mirrored."""
-    images = train_set.stack(indices)
+def mirror_at_random(images: torch.Tensor, random_flip: bool) -> torch.Tensor:
+    """Slices (B, 1, H, W), each as it is or, with `random_flip`, mirrored left and right with probability 1/2."""
     flip = torch.rand(len(images)) < (0.5 if random_flip else 0)
     return torch.where(flip[:, None, None, None], images.flip(-1), images)
 

@@ -66,7 +66,7 @@ def evaluate_pipeline(
 def draw_images(pipe: DiffusionPipeline, num_images: int, seed: int, batch_size: int = 32, **sampling) -> Drawn:
     """Images of a pipeline, with their codes where it has a tokenizer."""
     generator = torch.Generator().manual_seed(seed)
-    arguments = {"num_images": num_images, "batch_size": batch_size, "generator": generator, **sampling}
+    arguments = {"num_images": num_images, "chunk_size": batch_size, "generator": generator, **sampling}
     start = time.perf_counter()
     if hasattr(pipe, "decode_codes"):
         codes = pipe(output_type="latent", **arguments).images.cpu()

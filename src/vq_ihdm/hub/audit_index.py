@@ -12,8 +12,8 @@ from datasets import Dataset, DatasetDict
 from safetensors.torch import save_file
 
 from ..data.images import SliceTensors
+from ..pipelines.saving import AUDIT_INDEX
 
-AUDIT_INDEX = "audit_index.safetensors"
 POOL = 8
 
 

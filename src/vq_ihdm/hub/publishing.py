@@ -10,15 +10,13 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 
 from ..errors import InputError
+from ..pipelines.saving import AUDIT_INDEX, SCANLESS, holds_training_images
 from .audit import audit_failures
-from .audit_index import AUDIT_INDEX
 from .card import model_card, read_report
 from .record import DATA_FACTS, RECORD, read_record
 
 # Only what this package writes leaves the machine, whatever else lies in a folder.
 MODEL_FILES = (".json", ".md", ".png", ".py", ".safetensors")
-# Pictures that show no scan: samples of the model, and plots.
-SCANLESS = ("samples.png", *(f"evaluation/{name}.png" for name in ("samples", "anatomy", "distances")))
 SPACE_PIPELINE = "checkpoints/vq-ihdm-oasis"  # where app.py looks for its pipeline
 
 Contents = dict[str, Path | bytes]  # what to upload, by its name in the repository
@@ -108,8 +106,7 @@ def objections(folder: Path) -> dict[str, str]:
     if not record["data"]["redistribution"]:
         pictures = [name for name in files_of(folder) if name.endswith(".png")]
         restricted = [name for name in [*pictures, AUDIT_INDEX] if (folder / name).is_file() and name not in SCANLESS]
-        prior = folder / "prior" / "config.json"
-        if prior.is_file() and json.loads(prior.read_text())["kind"] != "mixture":
+        if holds_training_images(folder):
             restricted.append("a prior made of blurred training images")
         if restricted:
             source = record["data"]["source"]

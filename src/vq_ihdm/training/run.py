@@ -1,7 +1,6 @@
 """A training run that its script iterates over: the script shows the step, the run does what surrounds it."""
 
 import argparse
-import copy
 import json
 import os
 import time
@@ -15,24 +14,26 @@ from diffusers.optimization import get_scheduler
 from PIL import Image
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..errors import INTERRUPTED, InputError
-from ..files import hold, replacing
+from ..data.images import SliceTensors
+from ..errors import InputError
+from ..files import replacing
 from ..pictures import log_picture, save_picture
 from .batches import batch_order
 from .checkpoints import Checkpointer, Stateful
 from .config import save_args
 from .ema import EMA
-from .interruption import Interruption
+from .interruption import INTERRUPTED, Interruption
 
 
 class TrainingRun:
     """Steps up to the budget or an interruption, with exact resume, checkpoints, validation and trackers.
 
-        run = TrainingRun(args, accelerator, "denoiser", len(train_codes), parts, ema)
+        run = TrainingRun(args, accelerator, "vqgan", train_set, parts, ema)
         for step in run:                    # how many were done before: 0, 1, ...
-            for indices in run.batches():   # of the examples of this step, a list for each accumulated gradient
+            for batch in run.batches():     # of this step, one for each accumulated gradient
                 ...
             run.log(loss=loss)              # ends the step
             if run.validation_due:
@@ -40,13 +41,13 @@ class TrainingRun:
 
     The budget is --max_train_steps or, where they end it earlier, --max_train_images and --max_train_minutes. The run
     leaves in --output_dir `checkpoint-<step>/`, `best/` and `last/` (averaged networks with their `metrics.json`), the
-    pictures of the last validation, `config.json` and `logs/`. All that decides how it goes on is in the checkpoint,
-    the best network too: a resumed run writes `best/` anew, whatever a killed one left there.
+    pictures of the last validation, `config.json` and `logs/`.
 
     Args:
         args: the effective configuration: the shared flags of `add_training_arguments`.
         name: of the progress bar, and of the project in the trackers unless --tracker_project_name says another.
-        num_examples: size of the training set.
+        examples: the training set, from which `batches` takes: slices, read ahead by --dataloader_num_workers
+            processes, or the numbers 0..N-1 as a `range` where the examples are at hand.
         parts: everything with a state that a resumed run needs, by name; networks unwrapped.
         ema: one of them, the average of the network that is validated and kept; it has `save_pretrained`.
     """
@@ -56,19 +57,17 @@ class TrainingRun:
         args: argparse.Namespace,
         accelerator: Accelerator,
         name: str,
-        num_examples: int,
+        examples: SliceTensors | range,
         parts: dict[str, Stateful],
         ema: EMA,
     ):
         self.args, self.accelerator, self.name, self.ema = args, accelerator, name, ema
-        self.num_examples = num_examples
+        self.examples = examples
         self.output_dir = Path(args.output_dir)
         self.best_folder = self.output_dir / "best"
         self.step = 0
-        self.images_seen = 0  # by all processes together
+        self.batches_seen = 0  # of one process
         self.best: dict[str, float] | None = None  # metrics of best/, the first of which decides
-        self.best_network: dict[str, torch.Tensor] | None = None
-        self.last: dict[str, float] | None = None  # metrics of the last validation
         self.seconds_before, self.started = 0.0, time.monotonic()
         self.checkpointer = Checkpointer(
             accelerator, self.output_dir, parts | {"run": self}, vars(args), args.checkpoints_total_limit
@@ -82,26 +81,26 @@ class TrainingRun:
         """
         args, accelerator = self.args, self.accelerator
         self.step = self.checkpointer.resume(args.resume_from_checkpoint)
-        self.is_last = self.step > 0 and self._is_finished()
         interruption = Interruption()
         if accelerator.is_main_process:
             save_args(args, self.output_dir / "config.json")
-            self._restore_networks()
             _start_trackers(args, accelerator, self.name)
-        self.order = batch_order(
-            self.num_examples,
+        order = batch_order(
+            len(self.examples),
             args.train_batch_size,
             args.seed,
-            self.images_seen // self._images_per_batch,
+            self.batches_seen,
             accelerator.process_index,
             accelerator.num_processes,
         )
+        self.upcoming = order if isinstance(self.examples, range) else self._read_ahead(order)
         self.progress = tqdm(
             total=args.max_train_steps if args.max_train_minutes is None else None,
             initial=self.step,
             desc=self.name,
             disable=not accelerator.is_local_main_process,
         )
+        self.is_last = self.step > 0 and self._is_finished()
         while not self.is_last:
             yield self.step
             stop = self._any_process(interruption.requested)
@@ -116,11 +115,14 @@ class TrainingRun:
                     raise SystemExit(INTERRUPTED)
         self._end()
 
-    def batches(self) -> Iterator[list[int]]:
-        """This process's examples of one optimizer step, a list of indices for each gradient to accumulate."""
+    def batches(self) -> Iterator[torch.Tensor | list[int]]:
+        """This process's examples of one optimizer step, a batch for each gradient to accumulate.
+
+        Slices as (B, 1, H, W) in [-1, 1]; of a `range` the list of indices.
+        """
         for _ in range(self.args.gradient_accumulation_steps):
-            self.images_seen += self._images_per_batch
-            yield next(self.order)
+            self.batches_seen += 1
+            yield next(self.upcoming)
 
     def log(self, **values: torch.Tensor | float) -> None:
         """End a step, with what is to be logged of it: losses, rates, counts.
@@ -148,11 +150,7 @@ class TrainingRun:
         Args:
             metrics: held-out measures by name, the lower the better; the first decides which network is the best.
             pictures: by name.
-
-        Raises:
-            InputError: a measure is NaN or infinite; the last checkpoint stays as it is.
         """
-        check_finite(metrics, self.step)
         self.progress.write(f"step {self.step}: " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
         self.accelerator.log({f"validation/{key}": value for key, value in metrics.items()}, step=self.step)
         for key, picture in pictures.items():
@@ -160,42 +158,42 @@ class TrainingRun:
             log_picture(self.accelerator, f"validation/{key}", picture, self.step)
         measure = next(iter(metrics))
         metrics = metrics | {"step": self.step, "images_seen": self.images_seen, "seconds": self.seconds}
-        self.last = metrics
         if self.best is None or metrics[measure] < self.best[measure]:
             self.best = metrics
-            self.best_network = {name: tensor.cpu().clone() for name, tensor in self.ema.module.state_dict().items()}
-            _save_network(self.ema.module, self.best_folder, metrics)
+            self._save_network(self.best_folder, metrics)
         if self.is_last:
-            _save_network(self.ema.module, self.output_dir / "last", metrics)
+            self._save_network(self.output_dir / "last", metrics)
 
     # ---- state ------------------------------------------------------------------------------------------------
+    @property
+    def images_seen(self) -> int:
+        """By all processes together."""
+        return self.batches_seen * self.args.train_batch_size * self.accelerator.num_processes
+
     @property
     def seconds(self) -> float:
         """Of training, over all the sessions of the run."""
         return self.seconds_before + time.monotonic() - self.started
 
     def state_dict(self) -> dict:
-        names = ("images_seen", "seconds", "best", "best_network", "last")
-        return {name: getattr(self, name) for name in names}
+        return {"batches_seen": self.batches_seen, "seconds": self.seconds, "best": self.best}
 
     def load_state_dict(self, state: dict) -> None:
-        self.images_seen, self.last = state["images_seen"], state["last"]
-        self.best, self.best_network = state["best"], state["best_network"]
+        self.batches_seen, self.best = state["batches_seen"], state["best"]
         self.seconds_before, self.started = state["seconds"], time.monotonic()
 
-    def _restore_networks(self) -> None:
-        """Write what the checkpoint says was kept: a killed run may have gone on to others, or they were removed."""
-        if self.best is not None:
-            network = copy.deepcopy(self.ema.module)
-            network.load_state_dict(self.best_network)
-            _save_network(network, self.best_folder, self.best)
-        if self.is_last:
-            _save_network(self.ema.module, self.output_dir / "last", self.last)
-
     # ---- inside -----------------------------------------------------------------------------------------------
-    @property
-    def _images_per_batch(self) -> int:
-        return self.args.train_batch_size * self.accelerator.num_processes
+    def _read_ahead(self, order: Iterator[list[int]]) -> Iterator[torch.Tensor]:
+        return iter(
+            DataLoader(
+                self.examples,
+                batch_sampler=order,
+                num_workers=self.args.dataloader_num_workers,
+                collate_fn=_as_it_is,
+                pin_memory=self.accelerator.device.type == "cuda",
+                generator=torch.Generator(),  # or it would draw a seed from the state that a resumed run restores
+            )
+        )
 
     def _is_finished(self) -> bool:
         args = self.args
@@ -214,27 +212,28 @@ class TrainingRun:
         asked_by = self.accelerator.reduce(torch.tensor(float(asked), device=self.accelerator.device), "sum")
         return bool(asked_by.item() > 0)
 
+    def _save_network(self, folder: Path, metrics: dict[str, float]) -> None:
+        with replacing(folder) as temporary:
+            self.ema.module.save_pretrained(temporary)
+            (temporary / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+
     def _end(self) -> None:
         self.progress.close()
         self.accelerator.end_training()
 
 
-def _save_network(network: nn.Module, folder: Path, metrics: dict[str, float]) -> None:
-    with replacing(folder) as temporary:
-        network.save_pretrained(temporary)
-        (temporary / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+def _as_it_is(batch: torch.Tensor) -> torch.Tensor:
+    return batch  # `SliceTensors` gives whole batches
 
 
 def make_accelerator(args: argparse.Namespace) -> Accelerator:
-    """The accelerator the shared flags ask for, and --output_dir held for this run until the process ends.
+    """The accelerator the shared flags ask for; what they leave open `accelerate launch` decides.
 
-    What the flags leave open `accelerate launch` decides: `args.mixed_precision` and
-    `args.gradient_accumulation_steps` then hold what is used.
+    `args.mixed_precision` and `args.gradient_accumulation_steps` then hold what is used.
 
     Raises:
-        InputError: the tracker's package is not installed (`accelerate` would go on without pictures and curves);
-            the launcher asks for FSDP or DeepSpeed, which split the networks that a checkpoint here holds whole; or
-            another run holds --output_dir.
+        InputError: the tracker's package is not installed (`accelerate` would go on without pictures and curves), or
+            the launcher asks for FSDP or DeepSpeed, which split the networks that a checkpoint here holds whole.
     """
     if args.report_to != "none" and find_spec(args.report_to) is None:
         raise InputError(f"--report_to {args.report_to} needs that package: pip install {args.report_to}")
@@ -251,8 +250,6 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
         accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
     args.mixed_precision = accelerator.mixed_precision
     args.gradient_accumulation_steps = accelerator.gradient_accumulation_steps
-    if accelerator.is_main_process:
-        hold(args.output_dir)
     return accelerator
 
 
