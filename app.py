@@ -3,8 +3,8 @@
     python app.py                                   # the shipped checkpoint
     python app.py --pipeline runs/ihdm/pipeline
 
-It needs gradio (`pip install -e '.[app]'`) but not this package: as a Space (`publish.py --as_space`) it runs the code
-that lies beside the weights.
+It needs gradio (`pip install -e '.[app]'`). Where this package is not installed, in a Space (`publish.py --as_space`),
+the pipeline that was published with the page is drawn from by the code beside its weights; of no other is code run.
 """
 
 import argparse
@@ -32,6 +32,21 @@ decoder. **For research, not for diagnosis.** The same numbers give the same ima
 BLEND = "from the blurry state of the first seed to that of the second"
 AUDIT = """Under each image: root-mean-square difference in grey levels to the nearest training slice, both reduced
 {pool}-fold, and the share of held-out slices that have a nearer one. A copy would be at 0 and 0 %."""
+
+
+def load(folder: Path) -> DiffusionPipeline:
+    """The pipeline in `folder`.
+
+    Raises:
+        ValueError: it is damaged, or not the shipped one where the package is missing.
+    """
+    try:
+        from vq_ihdm import load_pipeline
+    except ModuleNotFoundError as error:
+        if folder != SHIPPED:
+            raise ValueError("--pipeline needs this project's package: pip install -e .") from error
+        return DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    return load_pipeline(folder)
 
 
 def blended_states(
@@ -79,7 +94,7 @@ def save_nifti(images: list[Image.Image], spacing_mm: list[float], file: Path) -
 
 def build_page(folder: Path, downloads: Path) -> gr.Blocks:
     """The page around the pipeline in `folder`; what can be downloaded is written to `downloads`."""
-    pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    pipe = load(folder)
     pipe.set_progress_bar_config(disable=True)
     index = load_file(folder / "audit_index.safetensors") if (folder / "audit_index.safetensors").is_file() else None
     record = folder / "training.json"
@@ -127,7 +142,11 @@ def main() -> None:
     if not (args.pipeline / "prior").is_dir():
         raise SystemExit(f"error: {args.pipeline} holds no VQIHDMPipeline; name one that train_ihdm.py saved")
     with tempfile.TemporaryDirectory() as downloads:
-        build_page(args.pipeline, Path(downloads)).launch(allowed_paths=[downloads])
+        try:
+            page = build_page(args.pipeline, Path(downloads))
+        except ValueError as error:
+            raise SystemExit(f"error: {error}") from error
+        page.launch(allowed_paths=[downloads])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from conftest import tiny_vq_ihdm
 from hub_fixtures import record
 from PIL import Image
 
+from vq_ihdm import VQIHDMPipeline
 from vq_ihdm.data.images import load_slices
 from vq_ihdm.hub.audit_index import POOL, write_audit_index
 
@@ -24,6 +26,18 @@ from safetensors.torch import load_file  # noqa: E402
 import app  # noqa: E402
 
 SETTINGS = {"num_images": 3, "seed": 4, "steps": 2, "temperature": 0.9, "second_seed": 5}
+
+
+def test_no_code_beside_the_weights_is_run(pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = Path(shutil.copytree(pipeline_folder, tmp_path / "model"))
+    for file in folder.rglob("*.py"):
+        file.write_text("raise SystemExit('code from the folder ran')")
+    assert isinstance(app.load(folder), VQIHDMPipeline)
+    monkeypatch.setitem(sys.modules, "vq_ihdm", None)  # as in a Space
+    with pytest.raises(ValueError, match="--pipeline needs this project's package"):
+        app.load(folder)
+    monkeypatch.setattr(app, "SHIPPED", pipeline_folder)
+    assert type(app.load(pipeline_folder)).__module__.startswith("diffusers_modules")
 
 
 def pixels(images: list[Image.Image]) -> np.ndarray:
@@ -57,6 +71,7 @@ def restarted(pipe, seed: int) -> list[torch.Generator]:
 
 def test_without_blending_the_page_draws_what_the_pipeline_draws():
     pipe = tiny_vq_ihdm()
+    pipe.prior.basis.mul_(20)  # a denoiser that has learned nothing hardly sees a state as weak as the prior's
     expected = pipe(3, num_inference_steps=2, temperature=0.9, generator=torch.Generator().manual_seed(4)).images
     assert (pixels(app.draw(pipe, **SETTINGS, blend=0.0)) == pixels(expected)).all()
     assert (pixels(app.draw(pipe, **SETTINGS, blend=0.5)) != pixels(expected)).any()
