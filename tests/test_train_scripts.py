@@ -66,8 +66,9 @@ def final_state(folder: Path) -> dict:
     """The last checkpoint, but for what is not of the training: the flags and the clock."""
     state = load_state(list_checkpoints(folder)[-1])
     del state["args"], state["parts"]["run"]["seconds"]
-    if state["parts"]["run"]["best"] is not None:
-        del state["parts"]["run"]["best"]["seconds"]
+    for metrics in ("best", "last"):
+        if state["parts"]["run"][metrics] is not None:
+            del state["parts"]["run"][metrics]["seconds"]
     return state
 
 

@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from datasets import Dataset, DatasetDict, Image
 from diffusers import VQModel
 from huggingface_hub.constants import HF_HOME
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from ..code_indices import encode_images
@@ -53,11 +54,12 @@ def draw_views(train_codes: torch.LongTensor, indices: list[int]) -> torch.LongT
 def encode_split(vqvae: VQModel, split: Dataset, mirrored: bool, batch_size: int = 32) -> torch.LongTensor:
     """Code indices (N, h, w) of a split; with `mirrored` (N, 2, h, w), each image and its left-right mirror image.
 
-    Cached by the content of images and VQGAN, so a set is encoded once whatever trains on it.
+    Cached by the content of images and VQGAN, so a set is encoded once whatever trains on it. A damaged cache is
+    encoded again.
     """
     cached = CACHE / f"{_fingerprint(vqvae, split, mirrored)}.safetensors"
-    if cached.is_file():
-        return load_file(cached)["code_indices"].long()
+    if cached.is_file() and (code_indices := _read(cached)) is not None:
+        return code_indices.long()
     images = SliceTensors(split)
     parts = []
     for start in tqdm(range(0, len(images), batch_size), desc="encoding"):
@@ -65,9 +67,24 @@ def encode_split(vqvae: VQModel, split: Dataset, mirrored: bool, batch_size: int
         views = [batch, batch.flip(-1)] if mirrored else [batch]
         parts.append(torch.stack([encode_images(vqvae, view).cpu() for view in views], dim=1))
     code_indices = torch.cat(parts) if mirrored else torch.cat(parts)[:, 0]
+    stored = code_indices.to(torch.int32)
     with replacing(cached) as temporary:
-        save_file({"code_indices": code_indices.to(torch.int32)}, temporary)
+        save_file({"code_indices": stored}, temporary, metadata={"sha256": _sha256(stored)})
     return code_indices
+
+
+def _read(cached: Path) -> torch.IntTensor | None:
+    """The codes of a cache; None where it is damaged."""
+    try:
+        with safe_open(cached, "pt") as file:
+            stored, digest = file.get_tensor("code_indices"), (file.metadata() or {}).get("sha256")
+    except SafetensorError:
+        return None
+    return stored if _sha256(stored) == digest else None
+
+
+def _sha256(stored: torch.IntTensor) -> str:
+    return hashlib.sha256(stored.numpy().tobytes()).hexdigest()
 
 
 def _fingerprint(vqvae: VQModel, split: Dataset, mirrored: bool) -> str:

@@ -188,6 +188,8 @@ def describe_training(record: dict[str, Any], folder: Path) -> str:
         hardware = stage["hardware"]
         measures = ", ".join(held_out(name, value) for name, value in stage["held_out"].items())
         settings = ", ".join(f"`{name}` {value}" for name, value in stage["settings"].items())
+        for change in stage.get("changed_on_resume", []):
+            settings += f"; up to step {change['from_step']:,} `{change['setting']}` was {change['before']}"
         texts.append(
             f"**`{stage['script']}`**: the weights of step {stage['step']:,} ({stage['images_seen']:,} images seen) "
             f"after {duration(stage['seconds'])} on {hardware['device']} (cores: {hardware['cores']}, processes: "

@@ -8,6 +8,7 @@ Schema:
     stages: a list, one entry a training run in the order they were done:
         script: the script's name
         settings: the effective flags, without paths and names of places
+        changed_on_resume: a list of {from_step, setting, before, after}
         held_out: what was measured on the validation split, by name
         step, images_seen, seconds: of the weights that were kept
         hardware: device, cores, threads, processes, torch
@@ -76,6 +77,7 @@ def stage_record(args: argparse.Namespace, metrics: dict[str, float]) -> dict[st
         for name, value in sorted(vars(args).items())
         if name in METHODS or (value is not None and not isinstance(value, str))
     }
+    changes = [c for c in settings.pop("changed_on_resume", []) if c["setting"] in settings.keys() | METHODS]
     not_measures = {"step", "images_seen", "seconds", "l1+lpips"}
     if settings.get("perceptual") == "none":
         not_measures.add("lpips")
@@ -83,6 +85,7 @@ def stage_record(args: argparse.Namespace, metrics: dict[str, float]) -> dict[st
     return {
         "script": Path(sys.argv[0]).name,
         "settings": settings,
+        "changed_on_resume": changes,
         "held_out": {name: value for name, value in metrics.items() if name not in not_measures},
         "step": metrics["step"],
         "images_seen": metrics["images_seen"],

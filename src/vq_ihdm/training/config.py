@@ -14,6 +14,8 @@ from ..files import replacing
 
 # Those of diffusers.optimization that need no more than the numbers of steps.
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+# Widths of networks, and the flag by which each must be divisible.
+DIVISORS = {"hidden_size": "num_attention_heads", "block_out_channels": "norm_num_groups"}
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,8 +108,9 @@ def parse_args(parser: argparse.ArgumentParser, section: str, argv: list[str] | 
         argv: the command line; the process's own when None.
 
     Raises:
-        InputError: the file is missing, is no YAML, or names a flag that does not exist; or --push_to_hub would
-            publish what nobody has evaluated, which is better said before the training than after it.
+        InputError: the file is missing, is no YAML, or names a flag that does not exist; a width is not divisible by
+            the number of heads or groups; or --push_to_hub would publish what nobody has evaluated, which is better
+            said before the training than after it.
     """
     parser.add_argument(
         "--config", help="a preset's name (a file in configs/) or a YAML file; flags override what it says"
@@ -123,6 +126,9 @@ def parse_args(parser: argparse.ArgumentParser, section: str, argv: list[str] | 
         # As if the file's flags stood first on the command line: types and choices are checked, later ones win.
         argv = [token for key, value in values.items() for token in _as_flag(key, value)] + argv
     args = parser.parse_args(argv)
+    for width, parts in DIVISORS.items():
+        if parts in vars(args):
+            _check_divisible(args, width, parts)
     if args.center_crop and args.resolution is None:
         raise InputError("--center_crop cuts a square of --resolution pixels; give that too")
     if args.push_to_hub and not args.allow_unevaluated:
@@ -131,6 +137,13 @@ def parse_args(parser: argparse.ArgumentParser, section: str, argv: list[str] | 
             "run evaluate.py and publish.py afterwards"
         )
     return args
+
+
+def _check_divisible(args: argparse.Namespace, width: str, parts: str) -> None:
+    widths, divisor = getattr(args, width), getattr(args, parts)
+    for number in widths if isinstance(widths, list) else [widths]:
+        if number % divisor:
+            raise InputError(f"--{width} {number} is not divisible by --{parts} {divisor}; change one of them")
 
 
 def _as_flag(key: str, value: object) -> list[str]:

@@ -1,19 +1,27 @@
-"""Ctrl-C and SIGTERM, which a run answers between two steps."""
+"""Ctrl-C, SIGTERM and the end of the launcher, which a run answers between two steps."""
 
+import os
 import signal
 
-INTERRUPTED = 130  # the exit code of a program stopped by Ctrl-C: whatever was to follow must not start
+PARENT = os.getppid()
+# Both launchers tell their processes so. On SIGTERM `accelerate launch` ends without a word to its process, which would
+# train on beside the next start.
+LAUNCHED = not {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}.isdisjoint(os.environ)
 
 
 class Interruption:
-    """Turns SIGTERM and Ctrl-C into a request that the loop reads between two steps."""
+    """Turns SIGTERM, Ctrl-C and the death of the launcher into a request that the loop reads between two steps."""
 
     def __init__(self):
-        self.requested = False
+        self.signalled = False
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, self._request)
 
+    @property
+    def requested(self) -> bool:
+        return self.signalled or (LAUNCHED and os.getppid() != PARENT)
+
     def _request(self, signum: int, frame: object) -> None:
-        if self.requested:  # asked twice: the user does not want to wait for the checkpoint
+        if self.signalled:  # asked twice: the user does not want to wait for the checkpoint
             raise KeyboardInterrupt
-        self.requested = True
+        self.signalled = True

@@ -1,6 +1,7 @@
 """A training run that its script iterates over: the script shows the step, the run does what surrounds it."""
 
 import argparse
+import copy
 import json
 import os
 import time
@@ -18,14 +19,14 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data.images import SliceTensors
-from ..errors import InputError
-from ..files import replacing
+from ..errors import INTERRUPTED, InputError
+from ..files import hold, replacing
 from ..pictures import log_picture, save_picture
 from .batches import batch_order
 from .checkpoints import Checkpointer, Stateful
 from .config import save_args
 from .ema import EMA
-from .interruption import INTERRUPTED, Interruption
+from .interruption import Interruption
 
 
 class TrainingRun:
@@ -41,7 +42,8 @@ class TrainingRun:
 
     The budget is --max_train_steps or, where they end it earlier, --max_train_images and --max_train_minutes. The run
     leaves in --output_dir `checkpoint-<step>/`, `best/` and `last/` (averaged networks with their `metrics.json`), the
-    pictures of the last validation, `config.json` and `logs/`.
+    pictures of the last validation, `config.json` and `logs/`. All that decides how it goes on is in the checkpoint,
+    the best network too: a resumed run writes `best/` anew, whatever a killed one left there.
 
     Args:
         args: the effective configuration: the shared flags of `add_training_arguments`.
@@ -66,8 +68,10 @@ class TrainingRun:
         self.output_dir = Path(args.output_dir)
         self.best_folder = self.output_dir / "best"
         self.step = 0
-        self.batches_seen = 0  # of one process
+        self.images_seen = 0  # by all processes together
         self.best: dict[str, float] | None = None  # metrics of best/, the first of which decides
+        self.best_network: dict[str, torch.Tensor] | None = None
+        self.last: dict[str, float] | None = None  # metrics of the last validation
         self.seconds_before, self.started = 0.0, time.monotonic()
         self.checkpointer = Checkpointer(
             accelerator, self.output_dir, parts | {"run": self}, vars(args), args.checkpoints_total_limit
@@ -81,15 +85,17 @@ class TrainingRun:
         """
         args, accelerator = self.args, self.accelerator
         self.step = self.checkpointer.resume(args.resume_from_checkpoint)
+        self.is_last = self.step > 0 and self._is_finished()
         interruption = Interruption()
         if accelerator.is_main_process:
             save_args(args, self.output_dir / "config.json")
+            self._restore_networks()
             _start_trackers(args, accelerator, self.name)
         order = batch_order(
             len(self.examples),
             args.train_batch_size,
             args.seed,
-            self.batches_seen,
+            self.images_seen // self._images_per_batch,
             accelerator.process_index,
             accelerator.num_processes,
         )
@@ -100,7 +106,6 @@ class TrainingRun:
             desc=self.name,
             disable=not accelerator.is_local_main_process,
         )
-        self.is_last = self.step > 0 and self._is_finished()
         while not self.is_last:
             yield self.step
             stop = self._any_process(interruption.requested)
@@ -121,7 +126,7 @@ class TrainingRun:
         Slices as (B, 1, H, W) in [-1, 1]; of a `range` the list of indices.
         """
         for _ in range(self.args.gradient_accumulation_steps):
-            self.batches_seen += 1
+            self.images_seen += self._images_per_batch
             yield next(self.upcoming)
 
     def log(self, **values: torch.Tensor | float) -> None:
@@ -150,7 +155,11 @@ class TrainingRun:
         Args:
             metrics: held-out measures by name, the lower the better; the first decides which network is the best.
             pictures: by name.
+
+        Raises:
+            InputError: a measure is NaN or infinite; the last checkpoint stays as it is.
         """
+        check_finite(metrics, self.step)
         self.progress.write(f"step {self.step}: " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
         self.accelerator.log({f"validation/{key}": value for key, value in metrics.items()}, step=self.step)
         for key, picture in pictures.items():
@@ -158,31 +167,43 @@ class TrainingRun:
             log_picture(self.accelerator, f"validation/{key}", picture, self.step)
         measure = next(iter(metrics))
         metrics = metrics | {"step": self.step, "images_seen": self.images_seen, "seconds": self.seconds}
+        self.last = metrics
         if self.best is None or metrics[measure] < self.best[measure]:
             self.best = metrics
-            self._save_network(self.best_folder, metrics)
+            self.best_network = {name: tensor.cpu().clone() for name, tensor in self.ema.module.state_dict().items()}
+            _save_network(self.ema.module, self.best_folder, metrics)
         if self.is_last:
-            self._save_network(self.output_dir / "last", metrics)
+            _save_network(self.ema.module, self.output_dir / "last", metrics)
 
     # ---- state ------------------------------------------------------------------------------------------------
-    @property
-    def images_seen(self) -> int:
-        """By all processes together."""
-        return self.batches_seen * self.args.train_batch_size * self.accelerator.num_processes
-
     @property
     def seconds(self) -> float:
         """Of training, over all the sessions of the run."""
         return self.seconds_before + time.monotonic() - self.started
 
     def state_dict(self) -> dict:
-        return {"batches_seen": self.batches_seen, "seconds": self.seconds, "best": self.best}
+        names = ("images_seen", "seconds", "best", "best_network", "last")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict) -> None:
-        self.batches_seen, self.best = state["batches_seen"], state["best"]
+        self.images_seen, self.last = state["images_seen"], state["last"]
+        self.best, self.best_network = state["best"], state["best_network"]
         self.seconds_before, self.started = state["seconds"], time.monotonic()
 
+    def _restore_networks(self) -> None:
+        """Write what the checkpoint says was kept: a killed run may have gone on to others, or they were removed."""
+        if self.best is not None:
+            network = copy.deepcopy(self.ema.module)
+            network.load_state_dict(self.best_network)
+            _save_network(network, self.best_folder, self.best)
+        if self.is_last:
+            _save_network(self.ema.module, self.output_dir / "last", self.last)
+
     # ---- inside -----------------------------------------------------------------------------------------------
+    @property
+    def _images_per_batch(self) -> int:
+        return self.args.train_batch_size * self.accelerator.num_processes
+
     def _read_ahead(self, order: Iterator[list[int]]) -> Iterator[torch.Tensor]:
         return iter(
             DataLoader(
@@ -212,14 +233,15 @@ class TrainingRun:
         asked_by = self.accelerator.reduce(torch.tensor(float(asked), device=self.accelerator.device), "sum")
         return bool(asked_by.item() > 0)
 
-    def _save_network(self, folder: Path, metrics: dict[str, float]) -> None:
-        with replacing(folder) as temporary:
-            self.ema.module.save_pretrained(temporary)
-            (temporary / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-
     def _end(self) -> None:
         self.progress.close()
         self.accelerator.end_training()
+
+
+def _save_network(network: nn.Module, folder: Path, metrics: dict[str, float]) -> None:
+    with replacing(folder) as temporary:
+        network.save_pretrained(temporary)
+        (temporary / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
 
 
 def _as_it_is(batch: torch.Tensor) -> torch.Tensor:
@@ -227,13 +249,15 @@ def _as_it_is(batch: torch.Tensor) -> torch.Tensor:
 
 
 def make_accelerator(args: argparse.Namespace) -> Accelerator:
-    """The accelerator the shared flags ask for; what they leave open `accelerate launch` decides.
+    """The accelerator the shared flags ask for, and --output_dir held for this run until the process ends.
 
-    `args.mixed_precision` and `args.gradient_accumulation_steps` then hold what is used.
+    What the flags leave open `accelerate launch` decides: `args.mixed_precision` and
+    `args.gradient_accumulation_steps` then hold what is used.
 
     Raises:
-        InputError: the tracker's package is not installed (`accelerate` would go on without pictures and curves), or
-            the launcher asks for FSDP or DeepSpeed, which split the networks that a checkpoint here holds whole.
+        InputError: the tracker's package is not installed (`accelerate` would go on without pictures and curves);
+            the launcher asks for FSDP or DeepSpeed, which split the networks that a checkpoint here holds whole; or
+            another run holds --output_dir.
     """
     if args.report_to != "none" and find_spec(args.report_to) is None:
         raise InputError(f"--report_to {args.report_to} needs that package: pip install {args.report_to}")
@@ -250,6 +274,8 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
         accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
     args.mixed_precision = accelerator.mixed_precision
     args.gradient_accumulation_steps = accelerator.gradient_accumulation_steps
+    if accelerator.is_main_process:
+        hold(args.output_dir)
     return accelerator
 
 

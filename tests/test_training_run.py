@@ -1,0 +1,171 @@
+"""A resumed run: changed settings are applied and recorded, progress and best network belong to the checkpoint."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from killing import child, reap
+from tiny_training import assert_same_run, train
+
+import vq_ihdm.training.run
+from vq_ihdm.errors import InputError
+from vq_ihdm.files import hold
+from vq_ihdm.training.state import load_state
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A complete run of eight steps with all its checkpoints; not to be written to."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    train(folder, "--checkpoints_total_limit", 9)
+    return folder
+
+
+@pytest.fixture
+def stopped(whole, tmp_path) -> Path:
+    """A run that was killed after its last validation: `best/` and `last/` are of steps that are undone now."""
+    folder = shutil.copytree(whole, tmp_path / "stopped")
+    for step in (6, 8):
+        shutil.rmtree(folder / f"checkpoint-{step}")
+    return folder
+
+
+# ---- settings -----------------------------------------------------------------------------------------------------
+
+
+def test_another_learning_rate_is_used_from_the_resumed_step_on(stopped, capsys):
+    train(stopped, "--learning_rate", 5e-4)
+    state = load_state(stopped / "checkpoint-6")["parts"]
+    (group,) = state["optimizer"]["param_groups"]
+    assert group["lr"] == group["initial_lr"] == 5e-4 and state["scheduler"]["base_lrs"] == [5e-4]
+    assert state["scheduler"]["last_epoch"] == 6  # and the schedule goes on where it was
+    assert "from step 3 on --learning_rate is 0.0005 instead of 0.001" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [("--lr_decay_steps", 6), ("--lr_scheduler", "linear"), ("--lr_warmup_steps", 5)])
+def test_another_schedule_is_used_from_the_resumed_step_on(flags, stopped, tmp_path):
+    resumed, fresh = (train(folder, *flags, "--max_train_images", 12) for folder in (stopped, tmp_path / "fresh"))
+    rates = [run.checkpointer.parts["scheduler"].get_last_lr() for run in (resumed, fresh)]
+    assert resumed.step == fresh.step == 4 and rates[0] == rates[1] != [1e-3]
+
+
+def test_records_say_what_was_used_from_which_step(stopped):
+    train(stopped, "--learning_rate", 5e-4, "--max_train_steps", 5)
+    train(stopped, "--learning_rate", 2e-4)
+    learning_rates = [
+        {"from_step": 3, "setting": "learning_rate", "before": 1e-3, "after": 5e-4},
+        {"from_step": 5, "setting": "learning_rate", "before": 5e-4, "after": 2e-4},
+    ]
+    config = json.loads((stopped / "config.json").read_text())
+    assert config["learning_rate"] == 2e-4
+    assert [c for c in config["changed_on_resume"] if c["setting"] == "learning_rate"] == learning_rates
+    assert load_state(stopped / "checkpoint-8")["args"]["changed_on_resume"] == config["changed_on_resume"]
+
+
+def test_what_did_not_change_is_not_recorded(stopped):
+    args = train(stopped, "--checkpoints_total_limit", 9).args
+    assert args.changed_on_resume == []
+
+
+# ---- progress and best --------------------------------------------------------------------------------------------
+
+
+def test_images_are_counted_as_they_were_seen(stopped):
+    assert train(stopped, "--train_batch_size", 5).images_seen == 3 * 3 + 5 * 5
+
+
+def test_the_best_of_an_undone_branch_is_forgotten(stopped, whole, tmp_path):
+    """Resumed with other settings, a run ends as it would had the steps after its checkpoint never been."""
+    clean = tmp_path / "clean"
+    shutil.copytree(whole / "checkpoint-3", clean / "checkpoint-3")
+    for folder in (stopped, clean):
+        train(folder, "--learning_rate", 0.1)
+    assert_same_run(stopped, clean)
+    train(clean.with_name("plain"), "--checkpoints_total_limit", 9)
+    assert_same_run(clean.with_name("plain"), whole)  # which without other settings is what it was
+
+
+def test_what_somebody_removed_from_a_complete_run_comes_back(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    for name in ("best", "last"):
+        shutil.rmtree(folder / name)
+    train(folder, "--checkpoints_total_limit", 9)
+    assert_same_run(folder, whole)
+
+
+# ---- what is not finite -------------------------------------------------------------------------------------------
+
+
+def test_a_measure_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+    """The first one would stay the best: no number is smaller than NaN."""
+    monkeypatch.setattr(torch.Tensor, "mean", lambda tensor: torch.tensor(torch.nan))
+    with pytest.raises(InputError, match="measure became nan at step 2"):
+        train(tmp_path / "run")
+    assert not (tmp_path / "run" / "best").exists()
+
+
+def test_an_average_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
+    update = vq_ihdm.training.ema.EMA.update
+
+    def spoil(ema, network):
+        update(ema, network)
+        ema.module.bias[0] = torch.inf
+
+    monkeypatch.setattr(vq_ihdm.training.ema.EMA, "update", spoil)
+    with pytest.raises(InputError, match=r"ema\.module\.bias is not finite at step 3"):
+        train(tmp_path / "run")
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+# ---- processes ----------------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_beside_the_first_is_refused(tmp_path):
+    folder = tmp_path / "run"
+
+    def other():
+        hold(folder)
+        (tmp_path / "held").touch()
+        time.sleep(60)
+
+    pid = child(other)
+    while not (tmp_path / "held").exists():
+        time.sleep(0.002)
+    with pytest.raises(InputError, match=f"{folder} is in use by process {pid} "):
+        train(folder)
+    os.kill(pid, 9)
+    reap(pid)
+    assert train(folder).step == 8
+
+
+ORPHAN = """
+import os, sys, time
+if os.fork():
+    time.sleep(float(sys.argv[1]))  # the launcher, which ends without a word
+    os._exit(0)
+sys.path.insert(0, sys.argv[2])
+from interruption import Interruption
+interruption = Interruption()
+assert not interruption.requested
+time.sleep(2 * float(sys.argv[1]))
+print(interruption.requested)
+"""
+
+
+@pytest.mark.parametrize("launcher", ["ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", None])
+def test_a_run_ends_with_its_launcher_but_not_with_its_shell(launcher):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
+    done = subprocess.run(
+        [sys.executable, "-c", ORPHAN, "0.2", str(ROOT / "src" / "vq_ihdm" / "training")],
+        env=environment | ({launcher: "no"} if launcher else {}),
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == str(launcher is not None), done.stderr

@@ -1,0 +1,81 @@
+"""A training that computes nothing: its gradients are chance, so every state counts; a forked process can run it."""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from vq_ihdm.training.checkpoints import list_checkpoints
+from vq_ihdm.training.config import add_training_arguments, parse_args
+from vq_ihdm.training.ema import EMA
+from vq_ihdm.training.run import TrainingRun, make_accelerator, make_scheduler
+from vq_ihdm.training.state import load_state
+
+
+class Network(nn.Linear):
+    def save_pretrained(self, folder: Path) -> None:
+        folder.mkdir()
+        save_file(self.state_dict(), folder / "model.safetensors")
+
+
+def train(folder: Path, *flags: object) -> TrainingRun:
+    """Eight steps of three images, with checkpoints after 3, 6 and 8 and validations after 2, 4, 6 and 8."""
+    parser = argparse.ArgumentParser()
+    add_training_arguments(parser)
+    parser.set_defaults(max_train_steps=8, train_batch_size=3, checkpointing_steps=3, validation_steps=2)
+    parser.set_defaults(report_to="none", lr_warmup_steps=2, learning_rate=1e-3, resume_from_checkpoint="latest")
+    args = parse_args(parser, "part", ["--output_dir", str(folder), *map(str, flags)])
+    try:
+        accelerator = make_accelerator(args)
+        torch.manual_seed(args.seed)
+        network = Network(20, 20)
+        optimizer = torch.optim.Adam(network.parameters(), lr=args.learning_rate)
+        scheduler = make_scheduler(args, optimizer)
+        ema = EMA(network, args.ema_decay)
+        parts = {"network": network, "ema": ema, "optimizer": optimizer, "scheduler": scheduler}
+        run = TrainingRun(args, accelerator, "run", range(20), parts, ema)
+        for _ in run:
+            for _ in run.batches():
+                for parameter in network.parameters():
+                    parameter.grad = torch.randn_like(parameter)
+                optimizer.step()
+            scheduler.step()
+            ema.update(network)
+            run.log(norm=network.weight.norm())
+            if run.validation_due:
+                run.keep({"measure": ema.module.weight.mean().item()}, {})
+        return run
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """Bit for bit, but for clock and flags."""
+    ours, theirs = (without_clock(load_state(list_checkpoints(folder)[-1])) for folder in (first, second))
+    assert repr(flat(ours)) == repr(flat(theirs))
+    for name in ("best", "last"):
+        ours, theirs = (load_file(folder / name / "model.safetensors") for folder in (first, second))
+        assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
+        ours, theirs = (json.loads((folder / name / "metrics.json").read_text()) for folder in (first, second))
+        assert ours.keys() == theirs.keys() and ours["measure"] == theirs["measure"] and ours["step"] == theirs["step"]
+
+
+def without_clock(state: dict) -> dict:
+    del state["args"], state["parts"]["run"]["seconds"]
+    for name in ("best", "last"):
+        del state["parts"]["run"][name]["seconds"]
+    return state
+
+
+def flat(node: object) -> object:
+    """Tensors as lists, which compare and print exactly."""
+    if isinstance(node, torch.Tensor):
+        return node.tolist()
+    if isinstance(node, dict):
+        return {key: flat(value) for key, value in node.items()}
+    return [flat(value) for value in node] if isinstance(node, list) else node
