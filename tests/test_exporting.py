@@ -8,6 +8,7 @@ from PIL import Image
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+pytestmark = pytest.mark.slow
 
 SETTINGS = {"temperature": 0.7, "top_p": 0.9}
 

@@ -372,7 +372,7 @@ class BlurryPrior(ModelMixin, ConfigMixin):
         """PCA scores (B, R) -> u_T (B, D, H, W)."""
         coefficients = (self.mean + scores @ self.basis).unflatten(-1, (self.config.code_dim, -1))
         height, width = self.config.height, self.config.width
-        grid = coefficients.new_zeros(len(scores), self.config.code_dim, height * width)
+        grid = coefficients.new_zeros(*coefficients.shape[:2], height * width)
         grid[..., self.modes] = coefficients
         return idct(grid.unflatten(-1, (height, width)))
 
