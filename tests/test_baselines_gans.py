@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from conftest import run_script
 from diffusers import DiffusionPipeline
 from scipy.optimize import linear_sum_assignment
-from test_distributed import torchrun
 from torch import nn
 
 import train_baseline
@@ -25,7 +24,6 @@ from vq_ihdm.baselines.wgan import WGAN, gradient_penalty
 from vq_ihdm.data.images import SliceTensors, load_slices
 from vq_ihdm.training.config import add_training_arguments, parse_args
 from vq_ihdm.training.run import make_accelerator
-from vq_ihdm.training.state import load_state
 
 GANS = {"wgan": WGAN, "alphawgan": AlphaWGAN, "vaegan": VAEGAN, "ccegan": CCEGAN}
 
@@ -285,14 +283,3 @@ def test_exact_resume(template_set, tmp_path):
     )  # fmt: skip
     for file in ("checkpoint-2/state.safetensors", "samples.png"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "resumed" / file).read_bytes(), file
-
-
-@pytest.mark.slow
-def test_two_processes_train_the_same_gan(template_set, tmp_path):
-    torchrun(tmp_path, ["train_baseline.py", *flags("wgan", template_set, 1), "--output_dir", tmp_path / "run"])
-    first, second = (load_state(tmp_path / "run" / f"process-{process}")["networks"] for process in (0, 1))
-    weights = {name for name, _ in WGAN(32, 32, 8).named_parameters()}
-    for name in weights:
-        assert torch.equal(first[name], second[name]), name
-    # Each sees its own half of the images.
-    assert any(not torch.equal(first[name], second[name]) for name in first.keys() - weights)

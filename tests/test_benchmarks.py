@@ -52,6 +52,8 @@ def benchmark(tmp_path, evaluated_set, monkeypatch, capsys):
     preset.write_text(PRESET)
     network = FeatureNetwork(TinyExtractor(features_list=("16",)), cache=tmp_path / "cache")
     monkeypatch.setattr("vq_ihdm.evaluation.features.load_networks", lambda weights, device: [network])
+    monkeypatch.setattr("vq_ihdm.evaluation.resampling.RESAMPLES", 10)  # not the intervals are tested here
+    monkeypatch.setattr("vq_ihdm.evaluation.audit.TRIALS", 10)
     monkeypatch.setattr(subprocess, "run", run_here)
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
 

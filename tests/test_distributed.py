@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import GENERATE_FLAGS, ROOT, SHARD_FLAGS, run_script
 
+from vq_ihdm.baselines.wgan import WGAN
 from vq_ihdm.training.checkpoints import list_checkpoints
 from vq_ihdm.training.state import load_state
 
@@ -69,15 +70,18 @@ def plain_ihdm(tiny_preset, template_set, vqgan_run) -> list:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, tiny_preset, template_set, pipeline_folder, plain_ihdm) -> Path:
-    """A folder with what two processes make: `vqgan`, `ihdm`, `images`, `shards`, and `stdout`."""
+    """A folder with what two processes make: `vqgan`, `ihdm`, `wgan`, `images`, `shards`, and `stdout`."""
     folder = tmp_path_factory.mktemp("distributed")
     vqgan = ["train_vqgan.py", "--config", tiny_preset, "--dataset_name", template_set, "--perceptual", "none",
              "--discriminator", "patch", "--max_train_steps", 4, "--report_to", "none",
              "--output_dir", folder / "vqgan"]  # fmt: skip
     ihdm = [*plain_ihdm, "--train_batch_size", 1, "--output_dir", folder / "ihdm"]
+    gan = ["train_baseline.py", "--model", "wgan", "--dataset_name", template_set, "--latent_dim", 8,
+           "--max_train_steps", 1, "--num_validation_images", 8, "--report_to", "none",
+           "--output_dir", folder / "wgan"]  # fmt: skip
     images = ["generate.py", "--pipeline", pipeline_folder, "--output_dir", folder / "images", *GENERATE_FLAGS]
     shards = ["generate.py", "--pipeline", pipeline_folder, "--output_dir", folder / "shards", *SHARD_FLAGS]
-    (folder / "stdout").write_text(torchrun(folder, vqgan, ihdm, images, shards))
+    (folder / "stdout").write_text(torchrun(folder, vqgan, ihdm, gan, images, shards))
     return folder
 
 
@@ -106,6 +110,16 @@ def test_both_processes_end_with_the_same_state(runs, script):
 
 
 @pytest.mark.slow
+def test_two_processes_train_the_same_gan(runs):
+    first, second = (load_state(runs / "wgan" / f"process-{process}")["networks"] for process in (0, 1))
+    weights = {name for name, _ in WGAN(32, 32, 8).named_parameters()}
+    for name in weights:
+        assert torch.equal(first[name], second[name]), name
+    # Each sees its own half of the images.
+    assert any(not torch.equal(first[name], second[name]) for name in first.keys() - weights)
+
+
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_the_double_batch(runs, plain_ihdm, tmp_path):
     run_script(*plain_ihdm, "--train_batch_size", 2, "--output_dir", tmp_path / "one")
     alone = load_state(list_checkpoints(tmp_path / "one")[-1])["parts"]["network"]
@@ -126,7 +140,7 @@ def test_a_checkpoint_has_the_random_state_of_each_process(runs):
 @pytest.mark.slow
 def test_only_the_first_process_writes_the_outcome(runs):
     stdout = (runs / "stdout").read_text()
-    assert (stdout.count("the pipeline is in"), stdout.count("images are in")) == (1, 2)
+    assert (stdout.count("the pipeline is in"), stdout.count("images are in")) == (2, 2)
     assert (runs / "ihdm" / "pipeline" / "model_index.json").exists()
 
 

@@ -18,6 +18,7 @@ from vq_ihdm.evaluation.features import (
     FeatureNetwork,
     inception_from_package,
     load_inception,
+    load_networks,
 )
 from vq_ihdm.evaluation.fidelity import fidelity
 
@@ -119,6 +120,15 @@ def test_inception_from_a_local_file_with_and_without_its_classifier(tmp_path):
     assert torch.equal(headless(image)[0], network(image)[0]) and torch.equal(whole(image)[0], network(image)[0])
     # The fingerprint names the cache: it must not depend on the random start of a classifier that is not there.
     assert FeatureNetwork(headless).fingerprint == FeatureNetwork(inception_from_package()).fingerprint
+
+
+@needs_inception
+@needs_efficientnet
+def test_inception_comes_first_and_its_second_opinion_where_it_is_installed(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    images = people(1, 1).images
+    for network, width in zip(load_networks(), (2048, 1280), strict=True):
+        assert network(images).pooled.shape == (1, width) and network.cache.is_relative_to(tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, b"no weights at all"])

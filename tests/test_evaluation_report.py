@@ -10,7 +10,6 @@ import pytest
 from conftest import run_script
 from evaluation_helpers import TinyExtractor, as_split, people, write_data_set
 from PIL import Image as PILImage
-from test_evaluation_features import needs_inception
 
 from vq_ihdm.errors import InputError
 from vq_ihdm.evaluation.evaluator import EvaluationSet, evaluate_images
@@ -225,10 +224,8 @@ def test_the_script_refuses_options_that_do_nothing_and_folders_of_others(tmp_pa
     assert len(list(images.iterdir())) == 20
 
 
-@needs_inception
-@pytest.mark.slow
-def test_the_script_measures_a_folder_of_images(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_the_script_measures_a_folder_of_images(reference, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("vq_ihdm.evaluation.features.load_networks", lambda weights, device: reference.networks)
     images = write_folder(tmp_path / "images", people(20, 1, seed=5).images)
     write_data_set(tmp_path / "data", train=people(4, 5, seed=1), validation=people(4, 5, seed=2))
     (tmp_path / "out").mkdir()
