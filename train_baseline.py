@@ -5,6 +5,7 @@
     accelerate launch train_baseline.py --model wgan --config oasis --dataset_name data/oasis --output_dir runs/wgan
 
 absorbing   diffusion over the codes of the same VQGAN (Bond-Taylor et al., 2022)
+ldm         latent diffusion on the embeddings of these codes (Rombach et al., 2022)
 pixel_ihdm  inverse heat dissipation of pixels (Rissanen et al., 2023)
 wgan, alphawgan, vaegan, ccegan
             GANs from latents to pixels (Kwon et al., 2019; Xing et al., 2021)
@@ -26,11 +27,20 @@ from diffusers import DiffusionPipeline, UNet2DModel
 from torch import nn
 from torch_fidelity.metric_kid import kernel_mmd
 
-from vq_ihdm import AbsorbingDiffusionPipeline, GANPipeline, PixelIHDMPipeline
-from vq_ihdm.arguments import non_negative_float, positive_float, positive_int
+from vq_ihdm import AbsorbingDiffusionPipeline, GANPipeline, LatentDiffusionPipeline, PixelIHDMPipeline
+from vq_ihdm.arguments import non_negative_float, positive_float, positive_int, share_below_one
 from vq_ihdm.baselines.absorbing import AbsorbingDenoiser, AbsorbingDenoiserConfig, absorbing_loss
 from vq_ihdm.baselines.alphawgan import AlphaWGAN
 from vq_ihdm.baselines.ccegan import CCEGAN
+from vq_ihdm.baselines.latent_diffusion import (
+    code_latents,
+    create_latent_unet,
+    pad,
+    sampling_scheduler,
+    training_scheduler,
+    unit_scaling,
+    velocity_loss,
+)
 from vq_ihdm.baselines.pixel_ihdm import InverseHeatScheduler, create_unet, inverse_heat_loss
 from vq_ihdm.baselines.stacks import FACTOR, LatentDecoder
 from vq_ihdm.baselines.vaegan import VAEGAN
@@ -190,6 +200,57 @@ def train_absorbing(
     return run, lambda: AbsorbingDiffusionPipeline(vqvae, AbsorbingDenoiser.from_pretrained(run.best_folder).eval())
 
 
+# ---- latent diffusion -----------------------------------------------------------------------------------------
+def add_ldm_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--vqvae", required=True, help="the VQModel of stage 1: a folder or a Hub id")
+    add("--block_out_channels", type=positive_int, nargs="+", default=[128, 256, 256], help="of the UNet")
+    add("--layers_per_block", type=positive_int, default=2)
+    add("--norm_num_groups", type=positive_int, default=32)
+    add("--dropout", type=share_below_one, default=0.1)
+    parser.set_defaults(max_train_steps=75_000, train_batch_size=20)
+
+
+def train_ldm(
+    args: argparse.Namespace, accelerator: Accelerator, splits: DatasetDict
+) -> tuple[TrainingRun, Callable[[], DiffusionPipeline]]:
+    device = accelerator.device
+    source = args.dataset_name or args.train_data_dir
+    vqvae, train_codes, held_out_codes = load_tokens(args.vqvae, splits, source, args.random_flip, accelerator)
+    vqvae.register_to_config(scaling_factor=unit_scaling(vqvae, train_codes))
+    unet = create_latent_unet(
+        vqvae.config.vq_embed_dim,
+        *train_codes.shape[-2:],
+        args.block_out_channels,
+        args.layers_per_block,
+        args.norm_num_groups,
+        args.dropout,
+    )
+    scheduler = training_scheduler()
+    T = scheduler.config.num_train_timesteps
+
+    def latent_loss(network: nn.Module, z_0: torch.LongTensor) -> torch.Tensor:
+        latents = pad(code_latents(vqvae, z_0), unet)
+        timesteps = torch.randint(T, (len(latents),), device=device)
+        return velocity_loss(network, scheduler, latents, timesteps, torch.randn_like(latents))
+
+    def loss(network: nn.Module, indices: list[int]) -> torch.Tensor:
+        return latent_loss(network, draw_views(train_codes, indices).to(device))
+
+    @torch.no_grad()
+    def validate(averaged: UNet2DModel):
+        with torch.random.fork_rng():
+            torch.manual_seed(args.seed)  # the same times and noise at every validation
+            total = sum(latent_loss(averaged, z_0).item() * len(z_0) for z_0 in held_out_codes.split(64))
+        pipeline = LatentDiffusionPipeline(vqvae, averaged, sampling_scheduler())
+        return {"squared_error": total / len(held_out_codes)}, {"samples": sample_sheet(pipeline, args.seed)}
+
+    run = train_network(args, accelerator, unet, range(len(train_codes)), loss, validate)
+    return run, lambda: LatentDiffusionPipeline(
+        vqvae, UNet2DModel.from_pretrained(run.best_folder).eval(), sampling_scheduler()
+    )
+
+
 # ---- inverse heat dissipation of pixels -----------------------------------------------------------------------
 def add_pixel_ihdm_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
@@ -299,6 +360,7 @@ def train_gan(
 # ---- main -----------------------------------------------------------------------------------------------------
 MODELS = {
     "absorbing": (add_absorbing_arguments, train_absorbing),
+    "ldm": (add_ldm_arguments, train_ldm),
     "pixel_ihdm": (add_pixel_ihdm_arguments, train_pixel_ihdm),
     "wgan": (add_wgan_arguments, train_gan),
     "alphawgan": (add_gan_arguments, train_gan),

@@ -1,5 +1,6 @@
 """Absorbing diffusion over VQGAN codes as a diffusers pipeline."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,7 +13,8 @@ from .token_pipeline import TokenPipeline
 
 
 class AbsorbingDiffusionPipeline(TokenPipeline):
-    """Draws slices by revealing codes in a random order (Bond-Taylor et al., 2022).
+    """Draws slices by revealing codes, in a random order (Bond-Taylor et al., 2022) or the most confident first
+    (MaskGIT, Chang et al., 2022), which needs no other training.
 
     Args:
         vqvae ([`~diffusers.VQModel`]): the tokenizer of stage 1.
@@ -38,6 +40,8 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
         num_images: int | None = None,
         num_inference_steps: int | None = None,
         temperature: float = 1.0,
+        reveal_order: str = "random",
+        choice_temperature: float = 4.5,
         generator: torch.Generator | list[torch.Generator] | None = None,
         batch_size: int | None = None,
         chunk_size: int = 32,
@@ -53,6 +57,9 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
             num_inference_steps: steps of the chain, 1 to T; by default T, the original chain. No more than one
                 network evaluation each.
             temperature: divides the logits before a code is drawn; 0 takes the most likely code.
+            reveal_order: `random`, the chain it was trained as, or `confidence`: each step draws all codes and keeps
+                the most likely ones, as many as MaskGIT's cosine schedule says.
+            choice_temperature: of `confidence`: Gumbel noise on log p, this many times at first and 0 at the end.
             generator: one, from which a seed is drawn for each image, or a list with one for each image. The same
                 seed gives the same images whatever `chunk_size`.
             chunk_size: images that are worked on at a time: fewer take less memory.
@@ -67,12 +74,14 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
             `ImagePipelineOutput` with `images`, or a tuple.
 
         Raises:
-            ValueError: `num_inference_steps` outside 1..T.
+            ValueError: `num_inference_steps` outside 1..T, or an unknown `reveal_order`.
         """
         T = self.denoiser.config.num_train_timesteps
         num_inference_steps = T if num_inference_steps is None else num_inference_steps
         if not 1 <= num_inference_steps <= T:
             raise ValueError(f"num_inference_steps must lie in 1..{T}, but is {num_inference_steps}")
+        if reveal_order not in ("random", "confidence"):
+            raise ValueError(f"reveal_order is random or confidence, not {reveal_order}")
         num_images = self.how_many(num_images, batch_size, chunk_size)
         generators = self.image_generators(num_images, generator)
         callback_inputs = self.callback_inputs(callback_on_step_end_tensor_inputs)
@@ -85,6 +94,7 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
                         generators[start : start + chunk_size],
                         num_inference_steps,
                         temperature,
+                        choice_temperature if reveal_order == "confidence" else None,
                         progress,
                         callback_on_step_end,
                         callback_inputs,
@@ -92,20 +102,20 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
                 )
         return self.finish(torch.cat(code_indices), chunk_size, output_type, return_dict)
 
-    def _draw_codes(self, generators, num_inference_steps, temperature, progress, callback, callback_inputs):
-        """Codes (B, h, w) of one batch."""
+    def _draw_codes(
+        self, generators, num_inference_steps, temperature, choice_temperature, progress, callback, callback_inputs
+    ):
+        """Codes (B, h, w) of one batch; `choice_temperature` is None where the order is random."""
         device, config = self._execution_device, self.denoiser.config
         shape = (config.height, config.width)
         code_indices = torch.full((len(generators), *shape), config.mask_index, device=device)
         for step, steps_left in enumerate(range(num_inference_steps, 0, -1)):
             uniform = rand_each((2, *shape), len(generators), generators, device)
-            revealed = to_reveal(code_indices, uniform[:, 1], steps_left, config.mask_index)
-            # Images of which this step reveals nothing need no evaluation: the network does not see the time. In a
-            # chain with more steps than codes they are the most.
-            rows = revealed.flatten(1).any(1)
-            logits = self.denoiser(code_indices[rows]).logits[revealed[rows]]
-            probabilities = code_probabilities(logits, temperature, top_p=1.0)
-            code_indices = code_indices.masked_scatter(revealed, draw_codes(probabilities, uniform[:, 0][revealed]))
+            if choice_temperature is None:
+                code_indices = self._reveal_at_random(code_indices, uniform, steps_left, temperature)
+            else:
+                left = (steps_left - 1) / num_inference_steps
+                code_indices = self._reveal_confident(code_indices, uniform, left, temperature, choice_temperature)
             if callback is not None:
                 tensors = {"code_indices": code_indices}
                 timestep = config.num_train_timesteps * steps_left / num_inference_steps
@@ -113,6 +123,28 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
                 code_indices = replaced.get("code_indices", code_indices)
             progress.update()
         return code_indices
+
+    def _reveal_at_random(self, code_indices, uniform, steps_left, temperature):
+        revealed = to_reveal(code_indices, uniform[:, 1], steps_left, self.denoiser.config.mask_index)
+        # Images of which this step reveals nothing need no evaluation: the network does not see the time. In a chain
+        # with more steps than codes they are the most.
+        rows = revealed.flatten(1).any(1)
+        logits = self.denoiser(code_indices[rows]).logits[revealed[rows]]
+        probabilities = code_probabilities(logits, temperature, top_p=1.0)
+        return code_indices.masked_scatter(revealed, draw_codes(probabilities, uniform[:, 0][revealed]))
+
+    def _reveal_confident(self, code_indices, uniform, left, temperature, choice_temperature):
+        """`left`: the share of the steps that are still to come."""
+        logits = self.denoiser(code_indices).logits
+        drawn = draw_codes(code_probabilities(logits, temperature, top_p=1.0), uniform[:, 0])
+        likelihood = logits.log_softmax(-1).gather(-1, drawn[..., None])[..., 0]
+        gumbel = -(-uniform[:, 1].log()).log()
+        revealed = most_confident(
+            code_indices == self.denoiser.config.mask_index,
+            likelihood + choice_temperature * left * gumbel.to(likelihood.dtype),
+            left,
+        )
+        return torch.where(revealed, drawn, code_indices)
 
 
 def to_reveal(
@@ -128,3 +160,18 @@ def to_reveal(
         uniform: (B, h, w) uniform numbers in [0, 1).
     """
     return (code_indices == mask_index) & (uniform * steps_left < 1)
+
+
+def most_confident(masked: torch.BoolTensor, confidence: torch.Tensor, left: float) -> torch.BoolTensor:
+    """The masked positions that a step of MaskGIT reveals: all but the least confident ones.
+
+    So many stay masked as its cosine schedule says, cos(pi/2 (1 - left)) of all positions (Chang et al., sec. 3.3).
+
+    Args:
+        masked: (B, h, w).
+        confidence: (B, h, w).
+        left: share of the steps that are still to come.
+    """
+    num_masked = int(math.sin(math.pi / 2 * left) * masked[0].numel())
+    rank = confidence.masked_fill(~masked, math.inf).flatten(1).argsort(1).argsort(1)  # the least confident first
+    return masked & (rank >= num_masked).view_as(masked)

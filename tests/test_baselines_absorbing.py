@@ -18,7 +18,7 @@ from vq_ihdm.baselines.absorbing import (
     reweighted_elbo,
 )
 from vq_ihdm.code_sampling import code_probabilities, draw_codes, rand_each
-from vq_ihdm.pipelines.pipeline_absorbing_diffusion import to_reveal
+from vq_ihdm.pipelines.pipeline_absorbing_diffusion import most_confident, to_reveal
 from vq_ihdm.training.config import parse_args
 
 
@@ -85,6 +85,39 @@ def test_skipped_evaluations_change_no_code(absorbing):
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     drawn = absorbing(2, generator=generators, num_inference_steps=num_steps, temperature=0.9, output_type="latent")
     assert torch.equal(drawn.images, codes)
+
+
+def test_the_most_confident_are_revealed_by_hand():
+    masked = torch.tensor([[[True, True], [True, False]]])
+    confidence = torch.tensor([[[-1.0, -3.0], [-2.0, -9.0]]])
+    # Half way .7 of the four positions stay masked, rounded down, at the end none.
+    assert most_confident(masked, confidence, 1 / 2).tolist() == [[[True, False], [False, False]]]
+    assert most_confident(masked, confidence, 0).tolist() == masked.tolist()
+
+
+def test_maskgit_keeps_the_likely_codes_of_each_step(absorbing):
+    """Without choice noise a step reveals what the network is most sure of among what it drew."""
+    states = []
+
+    def keep(pipe, step, timestep, tensors):
+        states.append(tensors["code_indices"])
+        return tensors
+
+    sampling = {"num_inference_steps": 6, "reveal_order": "confidence", "choice_temperature": 0.0}
+    final = draw(absorbing, temperature=0.0, callback_on_step_end=keep, **sampling)
+    mask = absorbing.denoiser.config.mask_index
+    open_counts = [(state == mask).flatten(1).sum(1).unique().tolist() for state in states]
+    assert open_counts == [[int(math.sin(math.pi / 2 * left / 6) * 64)] for left in range(5, -1, -1)]
+    assert torch.equal(states[-1], final)
+    with torch.no_grad():
+        probabilities = absorbing.denoiser(torch.full_like(final, mask)).logits.softmax(-1).amax(-1)
+    known = states[0] != mask
+    assert probabilities[known].min() > probabilities[~known].max()
+    noisy = draw(absorbing, temperature=0.0, **sampling | {"choice_temperature": 4.5})
+    assert not torch.equal(noisy, final)
+    assert torch.equal(noisy, draw(absorbing, temperature=0.0, chunk_size=2, **sampling | {"choice_temperature": 4.5}))
+    with pytest.raises(ValueError, match="reveal_order is random or confidence, not halton"):
+        draw(absorbing, reveal_order="halton")
 
 
 @pytest.mark.parametrize("num_steps", [1, 5, 64])
@@ -178,7 +211,7 @@ def test_training_lowers_the_loss_on_a_toy_set():
 def test_presets_fit_the_script(preset, model, monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(ROOT / "train_baseline.py")])
     argv = ["--model", model, "--config", preset, "--output_dir", "out"]
-    argv += ["--vqvae", "x"] if model == "absorbing" else []
+    argv += ["--vqvae", "x"] if model in ("absorbing", "ldm") else []
     args = parse_args(train_baseline.build_parser(model), f"baseline_{model}", argv)
     assert args.max_train_steps > 0 and args.train_batch_size > 0
 

@@ -1,10 +1,11 @@
 """Latent diffusion: loss and latents by hand, a sampler that finds what the network knows, the pipeline's promises."""
 
+import json
 import sys
 
 import pytest
 import torch
-from conftest import CODE_DIM, HEIGHT, NUM_CODES, WIDTH, tiny_vq_model
+from conftest import CODE_DIM, HEIGHT, NUM_CODES, WIDTH, run_script, tiny_vq_model
 from diffusers import DiffusionPipeline, UNet2DModel
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
@@ -133,3 +134,26 @@ def test_saved_and_loaded_with_and_without_the_package(tmp_path, monkeypatch):
     remote = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
     assert not isinstance(remote, LatentDiffusionPipeline)
     assert (draw(remote, output_type="np") == images).all()
+
+
+@pytest.mark.slow
+def test_command_line_and_exact_resume(template_set, tmp_path):
+    tiny_vq_model().save_pretrained(tmp_path / "vqvae")
+    flags = [
+        "--model", "ldm", "--dataset_name", template_set, "--vqvae", tmp_path / "vqvae",
+        "--block_out_channels", 8, 16, "--layers_per_block", 1, "--norm_num_groups", 4,
+        "--max_train_steps", 4, "--train_batch_size", 4, "--lr_warmup_steps", 0, "--checkpointing_steps", 2,
+        "--validation_steps", 2, "--report_to", "none",
+    ]  # fmt: skip
+    run_script("train_baseline.py", *flags, "--output_dir", tmp_path / "whole")
+    run_script(
+        "train_baseline.py", *flags, "--output_dir", tmp_path / "resumed",
+        "--resume_from_checkpoint", tmp_path / "whole" / "checkpoint-2",
+    )  # fmt: skip
+    files = ["checkpoint-4/state.safetensors", "pipeline/unet/diffusion_pytorch_model.safetensors", "samples.png"]
+    for file in files:
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "resumed" / file).read_bytes(), file
+    assert 0 < json.loads((tmp_path / "whole" / "metrics.json").read_text())["squared_error"] < 2
+    pipeline = load_pipeline(tmp_path / "whole" / "pipeline")
+    assert isinstance(pipeline, LatentDiffusionPipeline) and pipeline.vqvae.config.scaling_factor != 1
+    assert pipeline(1, num_inference_steps=2).images[0].size == (32, 32)
