@@ -116,8 +116,16 @@ def test_no_path_and_no_name_enters_the_record():
     args = argparse.Namespace(
         **secrets, **dict.fromkeys(METHODS, "method"), seed=1, train_batch_size=4, gradient_accumulation_steps=2
     )
+    args.changed_on_resume = [
+        {"from_step": 5, "setting": setting, "before": before, "after": after}
+        for setting, before, after in [
+            ("train_batch_size", 2, 4),
+            ("dataset_name", "/home/jane/old", "/home/jane/adni"),
+        ]
+    ]
     stage = stage_record(args, {"loss": 1.5, "step": 10, "images_seen": 80, "seconds": 3.0})
     assert "jane" not in json.dumps(stage)
+    assert stage["changed_on_resume"] == args.changed_on_resume[:1]
     assert stage["settings"] == dict.fromkeys(METHODS, "method") | {
         "seed": 1, "train_batch_size": 4, "gradient_accumulation_steps": 2,
     }  # fmt: skip

@@ -1,6 +1,7 @@
 """A data set as the train scripts see it, as tensors and as tokens; and how files and mistakes are treated."""
 
 import csv
+import errno
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import vq_ihdm.data.tokens
 from vq_ihdm.data.images import SliceTensors, check_image_size, image_to_tensor, load_slices, tensor_to_uint8
 from vq_ihdm.data.tokens import encode_split
 from vq_ihdm.errors import InputError, run
-from vq_ihdm.files import replacing
+from vq_ihdm.files import hold, replacing
 from vq_ihdm.vqgan.model import load_vq_model
 
 
@@ -232,6 +233,21 @@ def test_tokens_are_cached_by_content(split, tmp_path):
     assert len(list((tmp_path / "tokens").iterdir())) == 4
 
 
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: flipped(data)])
+def test_a_damaged_cache_is_encoded_again(split, tmp_path, damage):
+    codes = encode_split(tiny_vq_model(), split, mirrored=False)
+    (cached,) = (tmp_path / "tokens").iterdir()
+    whole = cached.read_bytes()
+    cached.write_bytes(damage(whole))
+    assert torch.equal(encode_split(tiny_vq_model(), split, mirrored=False), codes)
+    assert cached.read_bytes() == whole
+
+
+def flipped(data: bytes) -> bytes:
+    """A bit of the last code."""
+    return data[:-4] + bytes([data[-4] ^ 1]) + data[-3:]
+
+
 # ---- files and mistakes -------------------------------------------------------------------------------------------
 
 
@@ -272,6 +288,34 @@ def test_a_mistake_is_one_line_and_exit_code_1():
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(folder)}
     )
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: wrong; do this\n")
+
+
+def ended(main) -> object:
+    with pytest.raises(SystemExit) as stop:
+        run(main)
+    return stop.value.code
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_what_the_system_refuses_is_one_line(number):
+    def main():
+        raise OSError(number, os.strerror(number), "runs/best")
+
+    assert ended(main).startswith(f"error: runs/best: {os.strerror(number)}; ")
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "run").touch()
+    for main in (lambda: hold(tmp_path / "run"), lambda: hold(tmp_path / "run" / "deeper")):
+        assert str(tmp_path / "run") in ended(main) and "choose another folder" in ended(main)
+
+
+def test_ctrl_c_is_no_fault(capsys):
+    def main():
+        raise KeyboardInterrupt
+
+    assert ended(main) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_a_fault_of_ours_keeps_its_traceback():

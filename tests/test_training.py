@@ -220,6 +220,28 @@ def test_a_preset_gives_defaults_and_flags_override_them(preset):
     assert (args.train_batch_size, args.random_flip, args.widths) == (9, True, [5])
 
 
+@pytest.mark.parametrize("content", [b"\x93NUMPY\x01", b"part:\n  \0", b"\xff\xfep\0a\0r\0t\0", b"part: [", b""])
+def test_a_file_that_is_no_preset(tmp_path, content):
+    file = tmp_path / "preset.yaml"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="preset.yaml (is no valid YAML|has no section)") as error:
+        parse_args(parser(), "part", ["--config", str(file), "--output_dir", "out"])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [
+        (train_ihdm, ("--vqvae", "x", "--num_attention_heads", "3")),
+        (train_vqgan, ("--norm_num_groups", "3")),
+        (train_vqgan, ("--block_out_channels", "32", "48")),
+    ],
+)
+def test_widths_that_cannot_be_divided_are_refused_by_name(script, flags):
+    with pytest.raises(InputError, match=r"--\w+ \d+ is not divisible by --num_attention_heads|--norm_num_groups"):
+        parse_args(script.build_parser(), "part", ["--output_dir", "out", *flags])
+
+
 def test_without_preset():
     args = parse_args(parser(), "part", ["--output_dir", "out"])
     assert (args.max_train_steps, args.widths, args.config) == (100, [1], None)
