@@ -72,20 +72,20 @@ ihdm:
 """
 
 
-def run_script(script: str, *arguments: object) -> None:
-    """Run a script of the repository as `python <script> <arguments>` would, but in this process: imports are dear.
+def run_script(script: str, *arguments: object, folder: Path = ROOT) -> None:
+    """Run a script in `folder` as `python <script> <arguments>` would, but in this process: imports are dear.
 
     A user's mistake therefore ends in SystemExit with the one line that goes to stderr.
     """
     argv, handlers = sys.argv, {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
-    folder = os.getcwd()
-    os.chdir(ROOT)  # presets are found from here
+    before = os.getcwd()
+    os.chdir(folder)
     sys.argv = [script, *map(str, arguments)]
     try:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
+        runpy.run_path(str(folder / script), run_name="__main__")
     finally:
         sys.argv = argv
-        os.chdir(folder)
+        os.chdir(before)
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
         AcceleratorState._reset_state(reset_partial_state=True)
