@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from vq_ihdm import VQIHDMPipeline
+from vq_ihdm.pipelines.saving import SCANLESS
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "vq-ihdm-oasis"
 
@@ -33,3 +34,8 @@ def test_the_checkpoint_is_at_most_40_mb_and_nothing_in_it_is_a_pickle():
     files = [file for file in CHECKPOINT.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 40e6
     assert {file.suffix for file in files} <= {".safetensors", ".json", ".png", ".md", ".py"}
+
+
+def test_no_picture_of_a_scan_is_in_it():
+    pictures = {file.relative_to(CHECKPOINT).as_posix() for file in CHECKPOINT.rglob("*.png")}
+    assert pictures <= set(SCANLESS)

@@ -17,6 +17,7 @@ from vq_ihdm.errors import InputError
 from vq_ihdm.hub.audit import audit_failures
 from vq_ihdm.hub.card import model_card, write_card
 from vq_ihdm.hub.describe import describe
+from vq_ihdm.hub.figures import estimate
 from vq_ihdm.hub.publishing import objections
 from vq_ihdm.hub.record import METHODS, read_record, stage_record
 
@@ -51,13 +52,47 @@ def test_figures_reach_table_and_metadata_with_n_floor_and_interval(model: Path)
     write_card(evaluate(model), "someone/brains")
     card = ModelCard.load(model / "README.md")
     (row,) = re.findall(r"^\| KID .*$", card.text, re.MULTILINE)
-    assert "0.0512 [0.048, 0.055]" in row and "0.0012" in row and "| 500 |" in row
-    assert "unavailable: no 1008-way head" in card.text
+    assert "0.0512 [0.0480, 0.0550]" in row and "0.0012" in row and "| 500 |" in row
+    assert "Inception Score" not in card.text and "(evaluation/report.md)" in card.text
     name, results = model_index_to_eval_results(card.data.to_dict()["model-index"])
     assert name == "brains"
     figures = {result.metric_type: result.metric_value for result in results}
     assert figures == {"kid": 0.0512, "nearest_ratio": 1.0, "copy_rate": 0.0}
     assert all(result.task_type == "unconditional-image-generation" for result in results)
+
+
+def test_a_box_of_five_lines_says_what_matters(model: Path):
+    lines = [line.strip() for line in model_card(evaluate(model)).text.splitlines() if line.startswith(">")]
+    what, how_good, private, purpose, not_for = lines
+    assert "20 people (OASIS-1)" in what and "32x32 pixels" in what
+    assert "KID 0.0512 (real images: 0.0012)" in how_good
+    assert "audit passed" in private and "research" in purpose and "diagnosis" in not_for
+    evaluate(model, ratio=0.5)
+    assert "audit failed" in model_card(model).text
+    (model / "evaluation" / "report.json").unlink()
+    text = model_card(model).text
+    assert "> **How good**: not evaluated yet" in text and "audit not done yet" in text
+
+
+def test_preparation_compute_citation_and_contact_are_told(model: Path):
+    card = model_card(record(model, preparation={"slices": "middle:40"}))
+    assert "slices: middle:40" in section(card, "Data and terms") and "32x32 pixels of 1x1 mm" in card.text
+    assert "Compute: 1 h 30 min" in section(card, "Training")
+    assert section(card, "Citation").count("@") == 4 and "Community" in section(card, "Contact")
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "shown"),
+    [
+        (40.71622, (38.7134, 42.719), "40.7 [38.7, 42.7]"),
+        (0.033661, (0.03106, 0.03627), "0.0337 [0.0311, 0.0363]"),
+        (0.0, (0.0, 0.0), "0.000 [0.000, 0.000]"),
+        (812.3, (700.0, 950.0), "812 [700, 950]"),
+        (0.5, (0.4999999, 0.5000001), "0.5000 [0.5000, 0.5000]"),
+    ],
+)
+def test_no_more_digits_than_the_interval_supports(value: float, interval: tuple[float, float], shown: str):
+    assert estimate({"value": value, "interval": interval}) == shown
 
 
 @pytest.mark.parametrize(
@@ -138,7 +173,7 @@ def test_a_model_of_unknown_origin_gets_no_card(pipeline_folder: Path):
 
 
 @pytest.mark.parametrize("redistribution", [True, False])
-def test_pictures_of_scans_are_left_out_where_they_must_not_be_passed_on(
+def test_no_picture_of_a_scan_lies_beside_the_weights(
     pipeline_folder: Path, template_set: Path, tmp_path: Path, redistribution: bool
 ):
     data, model = (Path(shutil.copytree(f, tmp_path / f.name)) for f in (template_set, pipeline_folder))
@@ -148,8 +183,8 @@ def test_pictures_of_scans_are_left_out_where_they_must_not_be_passed_on(
         dataset_name=str(data), vqvae=str(model), seed=0, train_batch_size=4, gradient_accumulation_steps=1
     )
     describe(model, tiny_vq_ihdm(), args, {"step": 1, "images_seen": 4, "seconds": 1.0}, load_slices(str(data)))
-    assert (model / "samples.png").is_file()
-    assert (model / "reconstructions.png").is_file() == redistribution
+    assert [file.name for file in model.glob("*.png")] == ["samples.png"]
+    assert (model / "audit_index.safetensors").is_file() == redistribution
     found = read_record(model)["data"]
     assert found["splits"]["train"] == {"slices": 32, "subjects": 8} and found["source"] == "MNI152 template"
     assert str(tmp_path) not in (model / "README.md").read_text() + (model / "training.json").read_text()

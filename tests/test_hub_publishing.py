@@ -418,7 +418,8 @@ def test_a_training_publishes_its_result(
     files = hub.repositories["model", "tester/trained"].files
     record_ = json.loads(files["training.json"])
     assert [stage["script"] for stage in record_["stages"]] == ["train_vqgan.py", "train_ihdm.py"]
-    assert {"samples.png", "reconstructions.png"} <= set(files) and b"Not evaluated yet" in files["README.md"]
+    assert [name for name in files if name.endswith(".png")] == ["samples.png"]
+    assert b"Not evaluated yet" in files["README.md"]
     assert not any(str(tmp_path).encode() in content for content in files.values())
     saved = author.run(WITH_PACKAGE.format(str(tmp_path / "ihdm" / "pipeline")) + IMAGES)
     assert stranger.run(WITHOUT_PACKAGE.format("tester/trained") + IMAGES) == saved

@@ -297,6 +297,7 @@ def build_set(
             "redistribution": source.redistribution,
             "template": not source.people,
             "splits": counts,
+            "preparation": {name: str(value) for name, value in settings.items()},
             "digest": digest.hexdigest()[:16],
         }
         (folder / "vq_ihdm.json").write_text(json.dumps(facts, indent=2) + "\n")

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from datasets import DatasetDict
 
-from ..data.slices import spread_slices
 from ..files import replacing
-from ..pictures import reconstruction_sheet, sample_sheet, save_picture
+from ..pictures import sample_sheet, save_picture
 from ..pipelines.slice_pipeline import SlicePipeline
 from ..pipelines.token_pipeline import TokenPipeline
 from .audit_index import write_audit_index
@@ -41,9 +40,9 @@ def describe(
     metrics: dict[str, float],
     splits: DatasetDict,
 ) -> None:
-    """Add to a saved pipeline's folder its record, its card, pictures, and the index of `audit_index.py`.
+    """Add to a saved pipeline's folder its record, its card, samples, and the index of `audit_index.py`.
 
-    Reconstructions stand beside real slices, and the index holds small copies of them: both are left out where the
+    No picture of a scan is among them. The index holds small copies of the training slices: it is left out where the
     images must not be passed on.
 
     Args:
@@ -59,9 +58,5 @@ def describe(
     if isinstance(pipeline, TokenPipeline):
         tokenizer = read_record(args.vqvae)
         stages = (tokenizer["stages"] if tokenizer else []) + stages
-        if data["redistribution"]:
-            originals = spread_slices(splits["validation"], 8)
-            reconstructions = pipeline.decode_codes(pipeline.encode_images(originals)).cpu()
-            save_picture(reconstruction_sheet(originals, reconstructions), folder / "reconstructions.png")
     write_record(folder, data, stages)
     write_card(folder, name="pipeline")

@@ -12,7 +12,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 from ..errors import InputError
 from ..pipelines.saving import AUDIT_INDEX, SCANLESS, holds_training_images
 from .audit import audit_failures
-from .card import model_card, read_report
+from .card import model_card
+from .figures import read_report
 from .record import DATA_FACTS, RECORD, read_record
 
 # Only what this package writes leaves the machine, whatever else lies in a folder.

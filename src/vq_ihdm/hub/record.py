@@ -4,7 +4,8 @@ Schema:
 
     version: of this package
     data: source, licence, redistribution (whether the images may be passed on), template (no patients), splits
-        ({name: {slices, subjects}}) and, of a set built by dataset_scripts/, spacing_mm, image_size, bit_depth
+        ({name: {slices, subjects}}) and, of a set built by dataset_scripts/, spacing_mm, image_size, bit_depth and
+        preparation (how the slices were made of the scans: {option: value})
     stages: a list, one entry a training run in the order they were done:
         script: the script's name
         settings: the effective flags, without paths and names of places
@@ -56,7 +57,7 @@ def data_facts(dataset_name: str | None, splits: "DatasetDict") -> dict[str, Any
     """
     file = dataset_name and repository_file(dataset_name, DATA_FACTS, "dataset")
     facts = read_json(file) if file else {}
-    names = ("source", "licence", "redistribution", "template", "spacing_mm", "image_size", "bit_depth")
+    names = (*UNKNOWN, "spacing_mm", "image_size", "bit_depth", "preparation")
     counts = {}
     for name, split in splits.items():
         counts[name] = {"slices": len(split)}

@@ -9,7 +9,8 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from ..data.cards import size_category
 from ..files import replacing
-from ..hub.card import SOURCES, describe_audit, read_report
+from ..hub.card import SOURCES, describe_audit
+from ..hub.figures import read_report
 from ..hub.record import read_record
 from .provenance import Provenance
 
