@@ -1,9 +1,26 @@
 # Made by `save_pretrained` from vq_ihdm.errors, vq_ihdm.weights, vq_ihdm.code_indices, vq_ihdm.pipelines.saving, vq_ihdm.pipelines.slice_pipeline, vq_ihdm.pipelines.token_pipeline, vq_ihdm.pipelines.pipeline_vq_ihdm.
 """How a user's mistake is told: one sentence with the remedy, a non-zero exit, no traceback."""
 
+import errno
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+INTERRUPTED = 130  # the exit code of a program stopped by Ctrl-C: whatever was to follow must not start
+
+# What the system refuses for reasons outside the program.
+REMEDIES = {
+    errno.ENOSPC: "make room and start the same command again",
+    errno.EDQUOT: "make room and start the same command again",
+    errno.EFBIG: "write to a place that takes larger files",
+    errno.EROFS: "choose a folder that may be written to",
+    errno.EACCES: "choose a place that may be read and written by you",
+    errno.EPERM: "choose a place that may be read and written by you",
+    errno.EEXIST: "choose another folder, or move the file away that has this name",
+    errno.ENOTDIR: "choose another folder, or move the file away that has this name",
+    errno.EISDIR: "choose another file, or move the folder away that has this name",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
 
 
 class InputError(ValueError):
@@ -32,11 +49,23 @@ def one_line(message: object) -> str:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's `main`; an `InputError` becomes one line on stderr and exit code 1."""
+    """Run a script's `main`; what is not the program's fault becomes one line on stderr.
+
+    The exit code is 1 after an `InputError` and where the system refuses to read or write (a full disk, a read-only
+    folder), `INTERRUPTED` after Ctrl-C. Anything else is a fault of ours and keeps its traceback.
+    """
     try:
         main()
     except InputError as error:
         sys.exit(f"error: {one_line(error)}")
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        place = f"{one_line(error.filename)}: " if error.filename else ""
+        sys.exit(f"error: {place}{error.strerror}; {REMEDIES[error.errno]}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 """What is asked of networks before they draw: complete, finite, made for each other.
