@@ -169,7 +169,7 @@ def test_sixteen_bit_images_take_the_same_path(tmp_path):
         ([np.zeros((32, 32), np.uint8), np.zeros((32, 40), np.uint8)], r"001.png is 32x40 where .*000.png is 32x32"),
         (
             [np.zeros((32, 32), np.uint8), np.arange(3072, dtype=np.uint8).reshape(32, 32, 3)],
-            r"001.png: has other pixels than grey levels",
+            r"001.png has other pixels than grey levels",
         ),
     ],
 )

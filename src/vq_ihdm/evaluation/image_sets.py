@@ -11,7 +11,7 @@ from nibabel.filebasedimages import ImageFileError
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..data.images import image_to_tensor, load_slices, tensor_to_uint8
+from ..data.images import grey_levels, levels_to_tensor, load_slices, read_levels, tensor_to_uint8
 from ..errors import InputError
 
 
@@ -59,7 +59,7 @@ def read_image_folder(folder: str | Path) -> np.ndarray:
     files = sorted(files or [file for suffix in ("nii", "nii.gz") for file in Path(folder).glob(f"*.{suffix}")])
     if not files:
         raise InputError(f"{folder} holds neither PNG nor NIfTI files; name a folder of generated images")
-    return _stack(files, [str(file) for file in files])
+    return _stack(map(_file_levels, files), [str(file) for file in files])
 
 
 def _open(file: Path) -> Image.Image:
@@ -83,6 +83,14 @@ def _open(file: Path) -> Image.Image:
             "needed; write slices with generate.py --format nifti"
         )
     return Image.fromarray(np.ascontiguousarray(levels[:, :, 0].T[::-1]))
+
+
+def _file_levels(file: Path) -> np.ndarray:
+    image = _open(file)
+    try:
+        return grey_levels(image)
+    except InputError as error:
+        raise InputError(f"{file} {error}") from error
 
 
 def read_data_set(dataset_name: str, held_out_splits: list[str] | None) -> tuple[ImageSet, ImageSet]:
@@ -116,20 +124,17 @@ def read_data_set(dataset_name: str, held_out_splits: list[str] | None) -> tuple
 
 def _read_split(split: Dataset, name: str) -> ImageSet:
     rows = split.select_columns("image")
-    images = _stack((row["image"] for row in rows), [f"image {i} of {name}" for i in range(len(rows))])
+    levels = (read_levels(rows, i) for i in range(len(rows)))
+    images = _stack(levels, [f"image {i} of {name}" for i in range(len(rows))])
     _, subjects = np.unique(split["subject"], return_inverse=True)
     return ImageSet(images, subjects, np.array(split["slice"]) if "slice" in split.column_names else None, split)
 
 
-def _stack(images: Iterable[Image.Image | Path], names: list[str]) -> np.ndarray:
-    """Images or their files -> (N, H, W) uint8, by the path that network outputs take as well."""
+def _stack(images: Iterable[np.ndarray], names: list[str]) -> np.ndarray:
+    """Images (H, W), uint8 or uint16 -> (N, H, W) uint8, by the path that network outputs take as well."""
     stacked = None
-    for i, image in enumerate(tqdm(images, "reading images", len(names), leave=False)):
-        opened = _open(image) if isinstance(image, Path) else image
-        try:
-            pixels = tensor_to_uint8(image_to_tensor(opened))[0]
-        except InputError as error:
-            raise InputError(f"{names[i]}: {error}") from error
+    for i, levels in enumerate(tqdm(images, "reading images", len(names), leave=False)):
+        pixels = tensor_to_uint8(levels_to_tensor(levels))[0]
         if stacked is None:
             stacked = np.empty((len(names), *pixels.shape), np.uint8)
         if pixels.shape != stacked.shape[1:]:
