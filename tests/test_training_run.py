@@ -1,7 +1,9 @@
 """A resumed run: changed settings are applied and recorded, progress and best network belong to the checkpoint."""
 
+import errno
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -74,6 +76,11 @@ def test_what_did_not_change_is_not_recorded(stopped):
     assert args.changed_on_resume == []
 
 
+def test_a_budget_that_ends_where_a_run_was_interrupted_is_refused(stopped):
+    with pytest.raises(InputError, match="interrupted at step 3.*give more"):
+        train(stopped, "--max_train_steps", 3)
+
+
 # ---- progress and best --------------------------------------------------------------------------------------------
 
 
@@ -122,6 +129,22 @@ def test_an_average_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"ema\.module\.bias is not finite at step 3"):
         train(tmp_path / "run")
     assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_a_full_disk_loses_nothing(whole, tmp_path):
+    """Here a limit on the size of files, which the checkpoint exceeds and best/ does not."""
+    folder, (soft, hard) = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
+    shutil.copytree(whole / "checkpoint-3", folder / "checkpoint-3")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    try:
+        with pytest.raises(OSError) as error:
+            train(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(folder / "checkpoint-6"))
+    assert {path.name for path in folder.iterdir()} == {"best", "checkpoint-3", "config.json", "lock.json"}
+    train(folder)
+    assert_same_run(folder, whole)
 
 
 # ---- processes ----------------------------------------------------------------------------------------------------

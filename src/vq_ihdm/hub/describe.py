@@ -27,7 +27,8 @@ def save_trained_pipeline(
     with replacing(output_dir / "pipeline") as temporary:
         pipeline.to("cpu").save_pretrained(temporary)
         describe(temporary, pipeline, args, metrics, splits)
-    (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    with replacing(output_dir / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(metrics, indent=2) + "\n")
     print(f"the pipeline is in {output_dir / 'pipeline'}")
     if args.push_to_hub:
         push(output_dir / "pipeline", args)

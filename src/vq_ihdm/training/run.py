@@ -81,11 +81,17 @@ class TrainingRun:
     def __iter__(self) -> Iterator[int]:
         """
         Raises:
+            InputError: from `Checkpointer.resume`; or the budget ends where an earlier session was interrupted.
             SystemExit: with the code `INTERRUPTED`, when the run was interrupted and its checkpoint is saved.
         """
         args, accelerator = self.args, self.accelerator
         self.step = self.checkpointer.resume(args.resume_from_checkpoint)
         self.is_last = self.step > 0 and self._is_finished()
+        if self.is_last and (self.last is None or self.last["step"] < self.step):
+            raise InputError(
+                f"the run was interrupted at step {self.step}, where nothing was measured, and --max_train_steps, "
+                "--max_train_images or --max_train_minutes asks for no further step; give more"
+            )
         interruption = Interruption()
         if accelerator.is_main_process:
             save_args(args, self.output_dir / "config.json")
