@@ -17,6 +17,7 @@ wgan, alphawgan, vaegan, ccegan
 
 import argparse
 from collections.abc import Callable
+from dataclasses import asdict
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,7 @@ from vq_ihdm.baselines.pixel_ihdm import InverseHeatScheduler, create_unet, inve
 from vq_ihdm.baselines.stacks import FACTOR, LatentDecoder
 from vq_ihdm.baselines.vaegan import VAEGAN
 from vq_ihdm.baselines.wgan import WGAN
+from vq_ihdm.data.conditioning import covariate_table, find_vocabulary, withhold
 from vq_ihdm.data.images import SliceTensors, check_image_size, load_slices
 from vq_ihdm.data.slices import mirror_at_random, spread_slices
 from vq_ihdm.data.tokens import draw_views, load_tokens
@@ -53,6 +55,7 @@ from vq_ihdm.fit_prior import fit_prior
 from vq_ihdm.hub.describe import save_trained_pipeline
 from vq_ihdm.pictures import sample_sheet
 from vq_ihdm.training.config import (
+    add_covariate_arguments,
     add_prior_arguments,
     add_training_arguments,
     add_transformer_arguments,
@@ -165,6 +168,7 @@ def train_adversarial(
 # ---- absorbing diffusion --------------------------------------------------------------------------------------
 def add_absorbing_arguments(parser: argparse.ArgumentParser) -> None:
     add_transformer_arguments(parser)
+    add_covariate_arguments(parser)
     parser.add_argument("--num_train_timesteps", type=positive_int, default=256, help="T")
     parser.set_defaults(max_train_steps=75_000, train_batch_size=20)
 
@@ -174,6 +178,9 @@ def train_absorbing(
 ) -> tuple[TrainingRun, Callable[[], DiffusionPipeline]]:
     source = args.dataset_name or args.train_data_dir
     vqvae, train_codes, held_out_codes = load_tokens(args.vqvae, splits, source, args.random_flip, accelerator)
+    known_covariates = find_vocabulary(splits["train"], args.covariates, source)
+    args.covariates = [covariate.name for covariate in known_covariates]
+    covariates, held_out_covariates = (covariate_table(known_covariates, splits[s]) for s in ("train", "validation"))
     config = AbsorbingDenoiserConfig(
         num_codes=vqvae.config.num_vq_embeddings,
         height=train_codes.shape[-2],
@@ -183,16 +190,21 @@ def train_absorbing(
         num_hidden_layers=args.num_hidden_layers,
         num_attention_heads=args.num_attention_heads,
         dropout=args.dropout,
+        covariates=[asdict(covariate) for covariate in known_covariates],
     )
+    device = accelerator.device
 
     def loss(network: nn.Module, indices: list[int]) -> torch.Tensor:
-        return absorbing_loss(network, draw_views(train_codes, indices).to(accelerator.device), config)
+        told = withhold(covariates[indices], args.covariate_dropout).to(device)
+        return absorbing_loss(network, draw_views(train_codes, indices).to(device), config, told)
 
     @torch.no_grad()
     def validate(averaged: AbsorbingDenoiser):
         with torch.random.fork_rng():
             torch.manual_seed(args.seed)  # the same times and masks at every validation
-            total = sum(absorbing_loss(averaged, z_0, config).item() * len(z_0) for z_0 in held_out_codes.split(64))
+            total = 0.0
+            for z_0, told in zip(held_out_codes.split(64), held_out_covariates.to(device).split(64), strict=True):
+                total += absorbing_loss(averaged, z_0, config, told).item() * len(z_0)
         pipeline = AbsorbingDiffusionPipeline(vqvae, averaged)
         return {"reweighted_elbo": total / len(held_out_codes)}, {"samples": sample_sheet(pipeline, args.seed)}
 

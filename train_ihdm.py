@@ -10,12 +10,17 @@ held-out cross-entropy), `pipeline/` (the `VQIHDMPipeline` around it, with its m
 """
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
 
+import numpy as np
 import torch
 from accelerate.utils import set_seed
 
 from vq_ihdm import HeatDissipationScheduler, VQIHDMDenoiser, VQIHDMDenoiserConfig, VQIHDMPipeline
 from vq_ihdm.arguments import non_negative_float, positive_float, positive_int, positive_probability, probability
+from vq_ihdm.covariates import Covariate
+from vq_ihdm.data.conditioning import covariate_table, find_vocabulary, slice_subjects, withhold
 from vq_ihdm.data.images import load_slices
 from vq_ihdm.data.tokens import draw_views, load_tokens
 from vq_ihdm.denoising_loss import denoising_loss
@@ -25,6 +30,7 @@ from vq_ihdm.fit_prior import fit_prior
 from vq_ihdm.hub.describe import save_trained_pipeline
 from vq_ihdm.pictures import sample_sheet
 from vq_ihdm.training.config import (
+    add_covariate_arguments,
     add_prior_arguments,
     add_training_arguments,
     add_transformer_arguments,
@@ -39,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_arguments(parser)
     add_transformer_arguments(parser)
+    add_covariate_arguments(parser)
     add = parser.add_argument
     add("--pretrained_model_name_or_path", help="start from this denoiser or pipeline (folder or Hub id)")
     add("--gradient_checkpointing", action="store_true", help="less memory for a second forward pass")
@@ -69,8 +76,12 @@ def main() -> None:
     vqvae, train_codes, held_out_codes = load_tokens(args.vqvae, splits, source, args.random_flip, accelerator)
 
     # ---- denoiser, scheduler, prior ---------------------------------------------------------------------------
-    denoiser = make_denoiser(args, vqvae.quantize.embedding.weight.detach().cpu(), train_codes)
+    known_covariates = find_vocabulary(splits["train"], args.covariates, source)
+    denoiser = make_denoiser(args, vqvae.quantize.embedding.weight.detach().cpu(), train_codes, known_covariates)
     embed_codes = denoiser.embed_codes
+    known_covariates = denoiser.known_covariates  # a denoiser that is trained further brings its own
+    args.covariates = [covariate.name for covariate in known_covariates]
+    covariates, held_out_covariates = (covariate_table(known_covariates, splits[s]) for s in ("train", "validation"))
     scheduler = HeatDissipationScheduler(
         num_train_timesteps=args.num_train_timesteps,
         sigma_min=args.sigma_min,
@@ -80,12 +91,16 @@ def main() -> None:
         top_p=args.top_p,
     )
     prior = fit_prior(
-        embed_codes(train_codes.flatten(0, 1)),
+        train_codes.flatten(0, 1),
         args.sigma_max,
         args.prior,
         args.prior_rank,
         args.prior_components,
         args.seed,
+        embed=embed_codes,
+        subjects=np.repeat(slice_subjects(splits["train"]), train_codes.shape[1]),  # views of a slice: one subject
+        known_covariates=known_covariates,
+        covariates=covariates.repeat_interleave(train_codes.shape[1], 0),
     )
     prior.allow_saving_images = args.allow_training_image_prior
 
@@ -106,7 +121,8 @@ def main() -> None:
         for indices in run.batches():
             with accelerator.accumulate(denoiser):
                 z_0 = draw_views(train_codes, indices).to(device)
-                loss = denoising_loss(denoiser, scheduler, embed_codes, z_0, args.reveal_probability)
+                told = withhold(covariates[indices], args.covariate_dropout).to(device)
+                loss = denoising_loss(denoiser, scheduler, embed_codes, z_0, args.reveal_probability, told)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(denoiser.parameters(), args.max_grad_norm)
@@ -116,7 +132,8 @@ def main() -> None:
         ema.update(unwrapped)
         run.log(loss=loss, lr=lr_scheduler.get_last_lr()[0])
         if run.validation_due:
-            measures = {"cross_entropy": held_out_cross_entropy(ema.module, scheduler, held_out_codes, args.seed)}
+            held_out = (held_out_codes, held_out_covariates.to(device))
+            measures = {"cross_entropy": held_out_cross_entropy(ema.module, scheduler, *held_out, args.seed)}
             pipeline = VQIHDMPipeline(vqvae, ema.module, prior.to(device), scheduler)
             run.keep(measures, {"samples": sample_sheet(pipeline, args.seed)})
 
@@ -125,7 +142,12 @@ def main() -> None:
         save_trained_pipeline(VQIHDMPipeline(vqvae, best, prior, scheduler), args, run.best, splits)
 
 
-def make_denoiser(args: argparse.Namespace, codebook: torch.Tensor, train_codes: torch.LongTensor) -> VQIHDMDenoiser:
+def make_denoiser(
+    args: argparse.Namespace,
+    codebook: torch.Tensor,
+    train_codes: torch.LongTensor,
+    known_covariates: Sequence[Covariate],
+) -> VQIHDMDenoiser:
     """A denoiser for codes (N, V, h, w) of a codebook (K, D): new, or as far as another training brought it.
 
     Embeddings are standardised with the statistics of the training tokens, not of the codebook: codes that are used
@@ -150,10 +172,13 @@ def make_denoiser(args: argparse.Namespace, codebook: torch.Tensor, train_codes:
             num_hidden_layers=args.num_hidden_layers,
             num_attention_heads=args.num_attention_heads,
             dropout=args.dropout,
+            covariates=[asdict(covariate) for covariate in known_covariates],
         )
         denoiser = VQIHDMDenoiser(config)
-    tokens = codebook[train_codes.flatten()]
-    denoiser.code_embeddings.copy_((codebook - tokens.mean(0)) / tokens.std(0).clamp_min(1e-6))
+    frequency = train_codes.flatten().bincount(minlength=len(codebook))[:, None] / train_codes.numel()
+    mean = (frequency * codebook).sum(0)
+    std = (frequency * (codebook - mean) ** 2).sum(0).sqrt()
+    denoiser.code_embeddings.copy_((codebook - mean) / std.clamp_min(1e-6))
     if args.gradient_checkpointing:
         denoiser.bert.gradient_checkpointing_enable()
     return denoiser
@@ -175,14 +200,19 @@ def load_denoiser(path: str) -> VQIHDMDenoiser:
 
 @torch.no_grad()
 def held_out_cross_entropy(
-    denoiser: VQIHDMDenoiser, scheduler: HeatDissipationScheduler, codes: torch.LongTensor, seed: int
+    denoiser: VQIHDMDenoiser,
+    scheduler: HeatDissipationScheduler,
+    codes: torch.LongTensor,
+    covariates: torch.Tensor,
+    seed: int,
 ) -> float:
-    """With no code revealed, the one-step task, and the same noise at every validation; codes (M, h, w)."""
+    """With no code revealed, the one-step task, and the same noise at every validation; codes (M, h, w), all that is
+    known of the slices (M, C)."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         total = 0.0
-        for z_0 in codes.split(64):
-            total += denoising_loss(denoiser, scheduler, denoiser.embed_codes, z_0, 0.0).item() * len(z_0)
+        for z_0, told in zip(codes.split(64), covariates.split(64), strict=True):
+            total += denoising_loss(denoiser, scheduler, denoiser.embed_codes, z_0, 0.0, told).item() * len(z_0)
     return total / len(codes)
 
 

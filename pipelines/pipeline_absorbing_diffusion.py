@@ -1,13 +1,15 @@
 """Absorbing diffusion over VQGAN codes as a diffusers pipeline."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from diffusers import ImagePipelineOutput, VQModel
 from transformers import PreTrainedModel
 
 from ..code_sampling import code_probabilities, draw_codes, rand_each
+from ..covariates import decode_covariates, encode_covariates
 from ..weights import check_equal
 from .token_pipeline import TokenPipeline
 
@@ -43,6 +45,8 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
         reveal_order: str = "random",
         choice_temperature: float = 4.5,
         generator: torch.Generator | list[torch.Generator] | None = None,
+        covariates: Mapping[str, Any] | None = None,
+        guidance_scale: float = 1.0,
         batch_size: int | None = None,
         chunk_size: int = 32,
         output_type: str = "pil",
@@ -62,6 +66,8 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
             choice_temperature: of `confidence`: Gumbel noise on log p, this many times at first and 0 at the end.
             generator: one, from which a seed is drawn for each image, or a list with one for each image. The same
                 seed gives the same images whatever `chunk_size`.
+            covariates, guidance_scale: as of `VQIHDMPipeline`, but there is no prior that would draw the covariates
+                which are not given: the network was trained to do without.
             chunk_size: images that are worked on at a time: fewer take less memory.
             output_type: `pil` (mode L), `np` (N, H, W, 1) or `pt` (N, 1, H, W) in [0, 1], or `latent`: code indices
                 (N, h, w).
@@ -71,10 +77,11 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
             callback_on_step_end_tensor_inputs: which of the tensors it is given; all by default.
 
         Returns:
-            `ImagePipelineOutput` with `images`, or a tuple.
+            `ConditionalOutput` with `images` and the `covariates` given, or a tuple of the images alone.
 
         Raises:
-            ValueError: `num_inference_steps` outside 1..T, or an unknown `reveal_order`.
+            ValueError: covariates as of `VQIHDMPipeline`, `num_inference_steps` outside 1..T, or an unknown
+                `reveal_order`.
         """
         T = self.denoiser.config.num_train_timesteps
         num_inference_steps = T if num_inference_steps is None else num_inference_steps
@@ -85,6 +92,8 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
         num_images = self.how_many(num_images, batch_size, chunk_size)
         generators = self.image_generators(num_images, generator)
         callback_inputs = self.callback_inputs(callback_on_step_end_tensor_inputs)
+        known_covariates = self.denoiser.known_covariates
+        table = encode_covariates(known_covariates, covariates, num_images, self._execution_device)
         starts = range(0, num_images, chunk_size)
         code_indices = []
         with self.progress_bar(total=len(starts) * num_inference_steps) as progress:
@@ -92,6 +101,8 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
                 code_indices.append(
                     self._draw_codes(
                         generators[start : start + chunk_size],
+                        table[start : start + chunk_size],
+                        guidance_scale,
                         num_inference_steps,
                         temperature,
                         choice_temperature if reveal_order == "confidence" else None,
@@ -100,10 +111,20 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
                         callback_inputs,
                     )
                 )
-        return self.finish(torch.cat(code_indices), chunk_size, output_type, return_dict)
+        told = decode_covariates(known_covariates, table)
+        return self.finish(torch.cat(code_indices), chunk_size, output_type, return_dict, told or None)
 
     def _draw_codes(
-        self, generators, num_inference_steps, temperature, choice_temperature, progress, callback, callback_inputs
+        self,
+        generators,
+        covariates,
+        guidance_scale,
+        num_inference_steps,
+        temperature,
+        choice_temperature,
+        progress,
+        callback,
+        callback_inputs,
     ):
         """Codes (B, h, w) of one batch; `choice_temperature` is None where the order is random."""
         device, config = self._execution_device, self.denoiser.config
@@ -111,11 +132,14 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
         code_indices = torch.full((len(generators), *shape), config.mask_index, device=device)
         for step, steps_left in enumerate(range(num_inference_steps, 0, -1)):
             uniform = rand_each((2, *shape), len(generators), generators, device)
+            given = (covariates, guidance_scale)
             if choice_temperature is None:
-                code_indices = self._reveal_at_random(code_indices, uniform, steps_left, temperature)
+                code_indices = self._reveal_at_random(code_indices, *given, uniform, steps_left, temperature)
             else:
                 left = (steps_left - 1) / num_inference_steps
-                code_indices = self._reveal_confident(code_indices, uniform, left, temperature, choice_temperature)
+                code_indices = self._reveal_confident(
+                    code_indices, *given, uniform, left, temperature, choice_temperature
+                )
             if callback is not None:
                 tensors = {"code_indices": code_indices}
                 timestep = config.num_train_timesteps * steps_left / num_inference_steps
@@ -124,18 +148,28 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
             progress.update()
         return code_indices
 
-    def _reveal_at_random(self, code_indices, uniform, steps_left, temperature):
+    def _predict(self, code_indices, covariates, guidance_scale):
+        """Logits (B, h, w, K)."""
+        logits = self.denoiser(code_indices, covariates).logits
+        if guidance_scale == 1:
+            return logits
+        unconditional = self.denoiser(code_indices).logits
+        return unconditional + guidance_scale * (logits - unconditional)
+
+    def _reveal_at_random(self, code_indices, covariates, guidance_scale, uniform, steps_left, temperature):
         revealed = to_reveal(code_indices, uniform[:, 1], steps_left, self.denoiser.config.mask_index)
         # Images of which this step reveals nothing need no evaluation: the network does not see the time. In a chain
         # with more steps than codes they are the most.
         rows = revealed.flatten(1).any(1)
-        logits = self.denoiser(code_indices[rows]).logits[revealed[rows]]
+        logits = self._predict(code_indices[rows], covariates[rows], guidance_scale)[revealed[rows]]
         probabilities = code_probabilities(logits, temperature, top_p=1.0)
         return code_indices.masked_scatter(revealed, draw_codes(probabilities, uniform[:, 0][revealed]))
 
-    def _reveal_confident(self, code_indices, uniform, left, temperature, choice_temperature):
+    def _reveal_confident(
+        self, code_indices, covariates, guidance_scale, uniform, left, temperature, choice_temperature
+    ):
         """`left`: the share of the steps that are still to come."""
-        logits = self.denoiser(code_indices).logits
+        logits = self._predict(code_indices, covariates, guidance_scale)
         drawn = draw_codes(code_probabilities(logits, temperature, top_p=1.0), uniform[:, 0])
         likelihood = logits.log_softmax(-1).gather(-1, drawn[..., None])[..., 0]
         gumbel = -(-uniform[:, 1].log()).log()

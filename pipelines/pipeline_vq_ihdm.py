@@ -1,12 +1,14 @@
 """Discrete VQ-IHDM as a diffusers pipeline."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin, VQModel
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel
 
+from ..covariates import decode_covariates, encode_covariates
 from ..weights import check_equal
 from .token_pipeline import TokenPipeline
 
@@ -52,6 +54,10 @@ class VQIHDMPipeline(TokenPipeline):
         check_equal("number of codes", vqvae=vqvae.num_vq_embeddings, denoiser=denoiser.num_codes)
         shapes = {name: (c.code_dim, c.height, c.width) for name, c in (("denoiser", denoiser), ("prior", prior))}
         check_equal("shape of u_T", **shapes)
+        if self.prior.known_covariates:  # a slice has none
+            # As text: of what the Hub has, each component brings its own code.
+            vocabularies = {"denoiser": self.denoiser.known_covariates, "prior": self.prior.known_covariates}
+            check_equal("covariates", **{name: str(known) for name, known in vocabularies.items()})
 
     def embed_codes(self, code_indices: torch.LongTensor) -> torch.Tensor:
         """(B, h, w) code indices -> (B, D, h, w) standardised embeddings e_0."""
@@ -78,6 +84,8 @@ class VQIHDMPipeline(TokenPipeline):
         top_p: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         sample: torch.Tensor | None = None,
+        covariates: Mapping[str, Any] | None = None,
+        guidance_scale: float = 1.0,
         batch_size: int | None = None,
         chunk_size: int = 32,
         output_type: str = "pil",
@@ -95,6 +103,11 @@ class VQIHDMPipeline(TokenPipeline):
             generator: one, from which a seed is drawn for each image, or a list with one for each image. The same
                 seed gives the same images whatever `chunk_size`.
             sample: (num_images, D, h, w) u_T, noise included, to start from instead of `prepare_latents`.
+            covariates: what the images are to be, any subset of what the model knows: a value for all images or a list
+                with one for each, as in `{"age": 75, "sex": "F"}`. The prior draws the others together with u_T, as in
+                the training set.
+            guidance_scale: how far the denoiser's logits move from those without covariates to those with them
+                (classifier-free guidance); 1, as trained, needs no second evaluation.
             chunk_size: images that are worked on at a time: fewer take less memory.
             output_type: `pil` (mode L), `np` (N, H, W, 1) or `pt` (N, 1, H, W) in [0, 1], or `latent`: code indices
                 (N, h, w).
@@ -103,21 +116,28 @@ class VQIHDMPipeline(TokenPipeline):
             callback_on_step_end_tensor_inputs: which of `sample` and `code_indices` it is given; both by default.
 
         Returns:
-            `ImagePipelineOutput` with `images`, or a tuple.
+            `ConditionalOutput` with `images` and their `covariates`, or a tuple of the images alone.
+
+        Raises:
+            ValueError: covariates that the model does not know, or outside of what it was trained on.
         """
         num_images = self.how_many(num_images, batch_size, chunk_size)
         generators = self.image_generators(num_images, generator)
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         callback_inputs = self.callback_inputs(callback_on_step_end_tensor_inputs)
         starts = range(0, num_images, chunk_size)
-        code_indices = []
+        known_covariates = self.denoiser.known_covariates
+        table = encode_covariates(known_covariates, covariates, num_images, self._execution_device)
+        parts = []
         with self.progress_bar(total=len(starts) * num_inference_steps) as progress:
             for start in starts:
                 batch = slice(start, start + chunk_size)
-                code_indices.append(
+                parts.append(
                     self._draw_codes(
                         generators[batch],
                         sample[batch] if sample is not None else None,
+                        table[batch],
+                        guidance_scale,
                         temperature,
                         top_p,
                         progress,
@@ -125,20 +145,30 @@ class VQIHDMPipeline(TokenPipeline):
                         callback_inputs,
                     )
                 )
-        return self.finish(torch.cat(code_indices), chunk_size, output_type, return_dict)
+        code_indices, table = (torch.cat(part) for part in zip(*parts, strict=True))
+        told = decode_covariates(known_covariates, table)
+        return self.finish(code_indices, chunk_size, output_type, return_dict, told or None)
 
-    def _draw_codes(self, generators, sample, temperature, top_p, progress, callback, callback_inputs):
-        """Codes (B, h, w) of one batch."""
+    def _draw_codes(
+        self, generators, sample, covariates, guidance_scale, temperature, top_p, progress, callback, callback_inputs
+    ):
+        """Codes (B, h, w) of one batch, and its completed table of covariates."""
         device = self._execution_device
         num_images, config = len(generators), self.denoiser.config
         if sample is None:
-            sample = self.prepare_latents(generators)
+            blurred, covariates = self.prior.draw(covariates, generators)
+            sample = self.prepare_latents(generators, blurred)
+            covariates = covariates.to(device)
         sample = sample.to(device, self.denoiser.dtype)
         sigma = torch.full((num_images,), self.prior.sigma, device=device)
         is_open = self.scheduler.open_index
         code_indices = torch.full((num_images, config.height, config.width), is_open, device=device)
         for i, timestep in enumerate(self.scheduler.timesteps):
-            logits = self.denoiser(sample, sigma, known=code_indices != is_open).logits
+            known = code_indices != is_open
+            logits = self.denoiser(sample, sigma, known=known, covariates=covariates).logits
+            if guidance_scale != 1:
+                unconditional = self.denoiser(sample, sigma, known=known).logits
+                logits = unconditional + guidance_scale * (logits - unconditional)
             sample, code_indices, _ = self.scheduler.step(
                 logits,
                 timestep,
@@ -156,4 +186,4 @@ class VQIHDMPipeline(TokenPipeline):
                 sample = replaced.get("sample", sample)
                 code_indices = replaced.get("code_indices", code_indices)
             progress.update()
-        return code_indices
+        return code_indices, covariates

@@ -1,10 +1,19 @@
 """What the pipelines over VQGAN codes share: from pixels to codes and back."""
 
+from dataclasses import dataclass
+
 import torch
 from diffusers import ImagePipelineOutput
 
 from ..code_indices import decode_codes, encode_images
 from .slice_pipeline import SlicePipeline
+
+
+@dataclass
+class ConditionalOutput(ImagePipelineOutput):
+    """`images`, and by name what each of them was asked to be: `covariates`, None where nothing was asked for."""
+
+    covariates: dict[str, list] | None = None
 
 
 class TokenPipeline(SlicePipeline):
@@ -30,12 +39,18 @@ class TokenPipeline(SlicePipeline):
         return self._callback_tensor_inputs if names is None else names
 
     def finish(
-        self, code_indices: torch.LongTensor, chunk_size: int, output_type: str, return_dict: bool
-    ) -> ImagePipelineOutput | tuple:
+        self,
+        code_indices: torch.LongTensor,
+        chunk_size: int,
+        output_type: str,
+        return_dict: bool,
+        covariates: dict[str, list] | None = None,
+    ) -> ConditionalOutput | tuple:
         """Decode drawn codes (N, h, w), `chunk_size` images at a time, into the asked output; `latent`: the codes."""
         if output_type == "latent":
-            self.maybe_free_model_hooks()
-            return ImagePipelineOutput(images=code_indices) if return_dict else (code_indices,)
-        images = torch.cat([self.decode_codes(codes).cpu() for codes in code_indices.split(chunk_size)])
+            images = code_indices
+        else:
+            decoded = torch.cat([self.decode_codes(codes).cpu() for codes in code_indices.split(chunk_size)])
+            (images,) = self.to_output(decoded, output_type, return_dict=False)
         self.maybe_free_model_hooks()
-        return self.to_output(images, output_type, return_dict)
+        return ConditionalOutput(images=images, covariates=covariates) if return_dict else (images,)

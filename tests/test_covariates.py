@@ -69,8 +69,8 @@ def test_features_and_back():
 
 
 def test_the_vocabulary_travels_as_json():
-    assert vocabulary([vars(covariate) for covariate in KNOWN]) == KNOWN
-    assert vocabulary(None) == []
+    assert vocabulary([vars(covariate) for covariate in KNOWN]) == tuple(KNOWN)
+    assert vocabulary(None) == ()
 
 
 def test_embedding_tells_values_apart_and_not_given_from_all_of_them():

@@ -10,6 +10,7 @@ from conftest import CODE_DIM, HEIGHT, WIDTH
 
 from vq_ihdm import BlurryPrior
 from vq_ihdm.covariates import Covariate, covariate_features, nearest_covariates
+from vq_ihdm.errors import InputError
 from vq_ihdm.fit_prior import MIN_SUBJECTS, fit_prior
 from vq_ihdm.heat import blur, dct
 
@@ -158,7 +159,7 @@ def test_what_is_not_given_is_drawn_as_in_the_population():
 def test_no_slice_with_every_value():
     sharp, table, _ = population(60)
     table[::2, 0], table[1::2, 1] = math.nan, math.nan
-    with pytest.raises(ValueError, match="leave one of them out"):
+    with pytest.raises(InputError, match="no slice has a value of all of age, sex, slice_level; leave one of them out"):
         fit_prior(sharp, SIGMA, rank=4, known_covariates=KNOWN, covariates=table)
 
 

@@ -267,7 +267,19 @@ def test_a_second_run_does_not_overwrite_the_first(ihdm, ihdm_run, tmp_path):
 
 def test_accumulated_gradients_are_those_of_the_larger_batch(ihdm, tmp_path):
     """Without chance in the loss 2 x 1 examples make the step of 2."""
-    plain = ("--dropout", 0, "--delta", 0, "--reveal_probability", 0, "--no-random_flip", "--max_train_steps", 4)
+    plain = (
+        "--dropout",
+        0,
+        "--delta",
+        0,
+        "--reveal_probability",
+        0,
+        "--covariate_dropout",
+        0,
+        "--no-random_flip",
+        "--max_train_steps",
+        4,
+    )
     states = [
         final_state(ihdm(*plain, *batch, output_dir=tmp_path / name))["parts"]["network"]
         for name, batch in [

@@ -27,7 +27,9 @@ class CovariateEmbedding(nn.Module):
             else nn.Sequential(nn.Linear(NUM_COSINES, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
             for covariate in known
         )
-        self.not_given = nn.Parameter(torch.zeros(len(known), hidden_size))
+        self.not_given = nn.Parameter(torch.empty(len(known), hidden_size))
+        for parameter in (self.not_given, *(e.weight for e in self.embeddings if isinstance(e, nn.Embedding))):
+            nn.init.normal_(parameter, std=0.02)
 
     def forward(self, covariates: torch.Tensor) -> torch.Tensor:
         given = ~covariates.isnan()

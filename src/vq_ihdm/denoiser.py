@@ -8,6 +8,9 @@ from torch import nn
 from transformers import BertConfig, BertModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .covariate_embedding import CovariateEmbedding
+from .covariates import vocabulary
+
 
 class VQIHDMDenoiserConfig(PretrainedConfig):
     """Configuration of a `VQIHDMDenoiser`.
@@ -18,6 +21,7 @@ class VQIHDMDenoiserConfig(PretrainedConfig):
         height, width: the grid of codes.
         hidden_size, num_hidden_layers, num_attention_heads, dropout: of the `BertModel`; its intermediate size is
             4 x hidden_size. The defaults are the paper's.
+        covariates: what the network can be asked for (`Covariate` as dicts); nothing by default.
     """
 
     model_type = "vq_ihdm_denoiser"
@@ -32,6 +36,7 @@ class VQIHDMDenoiserConfig(PretrainedConfig):
         num_hidden_layers: int = 24,
         num_attention_heads: int = 8,
         dropout: float = 0.1,
+        covariates: list[dict] | None = None,
         **kwargs,
     ):
         self.num_codes = num_codes
@@ -42,6 +47,7 @@ class VQIHDMDenoiserConfig(PretrainedConfig):
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
         self.dropout = dropout
+        self.covariates = covariates
         super().__init__(**kwargs)
 
 
@@ -76,6 +82,9 @@ class VQIHDMDenoiser(PreTrainedModel):
             nn.Linear(config.hidden_size, config.hidden_size),
         )
         self.sigma_embedding = SigmaEmbedding(config.hidden_size)
+        self.known_covariates = vocabulary(config.covariates)
+        if self.known_covariates:
+            self.covariate_embedding = CovariateEmbedding(self.known_covariates, config.hidden_size)
         self.bert = BertModel(
             BertConfig(
                 vocab_size=1,
@@ -108,6 +117,7 @@ class VQIHDMDenoiser(PreTrainedModel):
         sample: torch.Tensor,
         sigma: torch.Tensor,
         known: torch.BoolTensor | None = None,
+        covariates: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> VQIHDMDenoiserOutput | tuple:
         """
@@ -115,10 +125,15 @@ class VQIHDMDenoiser(PreTrainedModel):
             sample: (B, D, H, W) the state: blurred embeddings, sharp ones where codes are known.
             sigma: (B,) blur width of the state in grid cells.
             known: (B, H, W) which positions are revealed; none when left out.
+            covariates: (B, C) table of `vq_ihdm.covariates`, NaN where not given; nothing is given when left out.
         """
         batch, _, height, width = sample.shape
         tokens = self.input_projection(sample.flatten(2).transpose(1, 2))
         tokens = tokens + self.sigma_embedding(sigma)[:, None]
+        if self.known_covariates:
+            if covariates is None:
+                covariates = torch.full((batch, len(self.known_covariates)), math.nan, device=sample.device)
+            tokens = tokens + self.covariate_embedding(covariates)[:, None]
         if known is None:
             known = torch.zeros(batch, height, width, dtype=torch.bool, device=sample.device)
         hidden = self.bert(inputs_embeds=tokens, token_type_ids=known.flatten(1).long()).last_hidden_state

@@ -15,6 +15,7 @@ def denoising_loss(
     embed_codes: Callable[[torch.LongTensor], torch.Tensor],
     z_0: torch.LongTensor,
     reveal_probability: float,
+    covariates: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Cross-entropy of the true codes at every open position given the blurred embeddings, in nats a code.
 
@@ -29,6 +30,7 @@ def denoising_loss(
         embed_codes: its own, (B, H, W) -> (B, D, H, W).
         z_0: (B, H, W) code indices.
         reveal_probability: 0 trains the one-step task alone.
+        covariates: (B, C) table of what the denoiser is told, NaN where nothing.
     """
     T = scheduler.config.num_train_timesteps
     e_0 = embed_codes(z_0)
@@ -36,7 +38,7 @@ def denoising_loss(
     known = draw_known(z_0.shape, reveal_probability, z_0.device)
     sample = torch.where(known[:, None], e_0, u_T)
     sigma = torch.full((len(z_0),), scheduler.config.sigma_max, device=z_0.device)
-    logits = denoiser(sample, sigma, known=known).logits
+    logits = denoiser(sample, sigma, known=known, covariates=covariates).logits
     return F.cross_entropy(logits[~known].float(), z_0[~known])
 
 

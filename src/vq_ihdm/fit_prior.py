@@ -13,6 +13,7 @@ import torch
 from sklearn.mixture import GaussianMixture
 
 from .covariates import Covariate, covariate_features, nearest_covariates
+from .errors import InputError
 from .heat import dct, heat_kernel, surviving_modes
 from .prior import BlurryPrior, condition
 
@@ -69,7 +70,8 @@ def fit_prior(
             from one Gaussian fitted on the slices where none is missing. The other kinds do without covariates.
 
     Raises:
-        ValueError: an unknown kind, or no slice has a value of every covariate.
+        ValueError: an unknown kind.
+        InputError: no slice has a value of every covariate.
     """
     generator = torch.Generator().manual_seed(seed)
     if kind == "slice":
@@ -149,7 +151,8 @@ def _with_features(
     if incomplete.any():
         joint = torch.cat([scores[:, :IMPUTING_RANK], features + noise], dim=1)
         if (~incomplete).sum() < 2:
-            raise ValueError("no slice has a value of every covariate; leave one of them out")
+            names = ", ".join(covariate.name for covariate in known)
+            raise InputError(f"no slice has a value of all of {names}; leave one of them out with --covariates")
         mean, covariance = joint[~incomplete].mean(0), joint[~incomplete].T.cov()
         values, vectors = torch.linalg.eigh(covariance)
         # Everything but the missing values is given, the scores too.

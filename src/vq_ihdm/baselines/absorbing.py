@@ -5,6 +5,7 @@ probability t / T. The reverse process reveals them again: from t to t - 1 each 
 probability 1 / t, drawn from p(z_0 | z_t), which one bidirectional transformer gives for all positions at once.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
+
+from ..covariate_embedding import CovariateEmbedding
+from ..covariates import vocabulary
 
 
 class AbsorbingDenoiserConfig(PretrainedConfig):
@@ -23,6 +27,7 @@ class AbsorbingDenoiserConfig(PretrainedConfig):
         num_train_timesteps: T.
         hidden_size, num_hidden_layers, num_attention_heads, dropout: of the transformer; its intermediate size is
             4 x hidden_size, as in `VQIHDMDenoiserConfig`.
+        covariates: as in `VQIHDMDenoiserConfig`.
     """
 
     model_type = "absorbing_denoiser"
@@ -37,6 +42,7 @@ class AbsorbingDenoiserConfig(PretrainedConfig):
         num_hidden_layers: int = 24,
         num_attention_heads: int = 8,
         dropout: float = 0.1,
+        covariates: list[dict] | None = None,
         **kwargs,
     ):
         self.num_codes = num_codes
@@ -47,6 +53,7 @@ class AbsorbingDenoiserConfig(PretrainedConfig):
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
         self.dropout = dropout
+        self.covariates = covariates
         super().__init__(**kwargs)
 
     @property
@@ -76,6 +83,9 @@ class AbsorbingDenoiser(PreTrainedModel):
         super().__init__(config)
         self.token_embedding = nn.Embedding(config.num_codes + 1, config.hidden_size)
         self.position_embedding = nn.Embedding(config.height * config.width, config.hidden_size)
+        self.known_covariates = vocabulary(config.covariates)
+        if self.known_covariates:
+            self.covariate_embedding = CovariateEmbedding(self.known_covariates, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         layer = nn.TransformerEncoderLayer(
             config.hidden_size,
@@ -102,12 +112,19 @@ class AbsorbingDenoiser(PreTrainedModel):
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
-    def forward(self, code_indices: torch.LongTensor, return_dict: bool = True) -> AbsorbingDenoiserOutput | tuple:
+    def forward(
+        self, code_indices: torch.LongTensor, covariates: torch.Tensor | None = None, return_dict: bool = True
+    ) -> AbsorbingDenoiserOutput | tuple:
         """
         Args:
             code_indices: (B, h, w) codes, `config.mask_index` where masked.
+            covariates: (B, C) table of `vq_ihdm.covariates`, NaN where not given; nothing is given when left out.
         """
         tokens = self.token_embedding(code_indices.flatten(1)) + self.position_embedding.weight
+        if self.known_covariates:
+            if covariates is None:
+                covariates = torch.full((len(tokens), len(self.known_covariates)), math.nan, device=tokens.device)
+            tokens = tokens + self.covariate_embedding(covariates)[:, None]
         logits = self.head(self.transformer(self.dropout(tokens))).unflatten(1, code_indices.shape[1:])
         return AbsorbingDenoiserOutput(logits=logits) if return_dict else (logits,)
 
@@ -146,11 +163,14 @@ def reweighted_elbo(
 
 
 def absorbing_loss(
-    denoiser: nn.Module, code_indices: torch.LongTensor, config: AbsorbingDenoiserConfig
+    denoiser: nn.Module,
+    code_indices: torch.LongTensor,
+    config: AbsorbingDenoiserConfig,
+    covariates: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`reweighted_elbo` of codes (B, h, w) at times drawn uniformly from 1..T."""
+    """`reweighted_elbo` of codes (B, h, w), given a table of covariates, at times drawn uniformly from 1..T."""
     T = config.num_train_timesteps
     timesteps = torch.randint(1, T + 1, (len(code_indices),), device=code_indices.device)
     masked = draw_mask(timesteps, T, torch.rand(code_indices.shape, device=code_indices.device))
-    logits = denoiser(code_indices.masked_fill(masked, config.mask_index)).logits
+    logits = denoiser(code_indices.masked_fill(masked, config.mask_index), covariates).logits
     return reweighted_elbo(logits, code_indices, masked, timesteps, T)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from ..arguments import non_negative_int, positive_float, positive_int, seed_int, share_below_one
+from ..arguments import non_negative_int, positive_float, positive_int, probability, seed_int, share_below_one
 from ..errors import InputError
 from ..files import replacing
 
@@ -72,6 +72,18 @@ def add_transformer_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num_hidden_layers", type=positive_int, default=24)
     add("--num_attention_heads", type=positive_int, default=8)
     add("--dropout", type=share_below_one, default=0.1)
+
+
+def add_covariate_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a model can be asked for."""
+    add = parser.add_argument
+    add("--covariates", nargs="*", help="columns of the set; by default age, sex, ... as far as it has them")
+    add(
+        "--covariate_dropout",
+        type=probability,
+        default=0.5,
+        help="share of training examples that are shown with some covariates withheld",
+    )
 
 
 def add_prior_arguments(parser: argparse.ArgumentParser) -> None:
