@@ -1,4 +1,155 @@
-# Made by `save_pretrained` from vq_ihdm.errors, vq_ihdm.weights, vq_ihdm.code_indices, vq_ihdm.pipelines.saving, vq_ihdm.pipelines.slice_pipeline, vq_ihdm.pipelines.token_pipeline, vq_ihdm.pipelines.pipeline_vq_ihdm.
+# Made by `save_pretrained` from vq_ihdm.covariates, vq_ihdm.errors, vq_ihdm.weights, vq_ihdm.code_indices, vq_ihdm.pipelines.saving, vq_ihdm.pipelines.slice_pipeline, vq_ihdm.pipelines.token_pipeline, vq_ihdm.pipelines.pipeline_vq_ihdm.
+"""What a model can be asked for: its covariates with their ranges and categories, and how they become numbers.
+
+A table of covariates is a tensor (N, C) with a column for each: numbers as they are, categories by their index, NaN
+where nothing is given. The vocabulary, a list of `Covariate`, travels as plain dicts in the configs of the components.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+MARGIN = 0.1  # how far a number may lie outside of the training range, as a share of that range
+LEVEL_FEATURES = 3  # cosines of a level: anatomy does not change linearly along the head
+LEVEL_GRID = 1001  # levels a draw is rounded to
+
+
+@dataclass(frozen=True)
+class Covariate:
+    """One covariate of the training set.
+
+    Args:
+        name: as the column of the set.
+        kind: `continuous`, `category`, or `level`: a position in [0, 1] on which the image depends in no linear way.
+        low, high: range of the training values, rounded outwards; of a category meaningless.
+        mean, std: of the training values of a continuous one.
+        categories: names of a category, in the order of their indices.
+    """
+
+    name: str
+    kind: str
+    low: float = 0.0
+    high: float = 1.0
+    mean: float = 0.0
+    std: float = 1.0
+    categories: Sequence[str] = ()
+
+    @property
+    def num_features(self) -> int:
+        """Dimensions of `features`."""
+        return {"continuous": 1, "level": LEVEL_FEATURES, "category": len(self.categories)}[self.kind]
+
+    def encode(self, value: Any) -> float:
+        """A value as a user writes it -> the number in a table; None, not given, becomes NaN.
+
+        Raises:
+            ValueError: no number, a category that the training set did not have, or a number outside of its range by
+                more than `MARGIN` of that range.
+        """
+        if value is None:
+            return math.nan
+        if self.kind == "category":
+            name = f"{value:g}" if isinstance(value, (int, float)) else str(value)
+            if name not in self.categories:
+                raise ValueError(f"{self.name} is one of {', '.join(self.categories)}, not {name}")
+            return float(self.categories.index(name))
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"{self.name} is a number, not {value!r}") from None
+        margin = MARGIN * (self.high - self.low)
+        if not self.low - margin <= number <= self.high + margin:
+            raise ValueError(
+                f"{self.name} was {self.low:g} to {self.high:g} in the training set; {number:g} is outside of that by "
+                f"more than {margin:g}"
+            )
+        return number
+
+    def decode(self, number: float) -> str | float | None:
+        """Inverse of `encode`."""
+        if math.isnan(number):
+            return None
+        return self.categories[int(number)] if self.kind == "category" else number
+
+    def features(self, values: torch.Tensor) -> torch.Tensor:
+        """(N,) numbers -> (N, num_features): standardised, cosines of a level, or one-hot; NaN stays NaN."""
+        if self.kind == "continuous":
+            return ((values - self.mean) / self.std)[:, None]
+        if self.kind == "level":
+            return torch.cos(math.pi * values.clamp(0, 1)[:, None] * _counting(1, LEVEL_FEATURES, values))
+        one_hot = (values[:, None] == _counting(0, len(self.categories) - 1, values)).to(values.dtype)
+        return torch.where(values.isnan()[:, None], values[:, None], one_hot)
+
+    def nearest_values(self, features: torch.Tensor) -> torch.Tensor:
+        """(N, num_features) -> (N,) numbers inside the training range whose features are nearest."""
+        if self.kind == "continuous":
+            return (features[:, 0] * self.std + self.mean).clamp(self.low, self.high)
+        if self.kind == "category":
+            return features.argmax(1).to(features.dtype)
+        levels = torch.linspace(self.low, self.high, LEVEL_GRID, dtype=features.dtype, device=features.device)
+        return levels[torch.cdist(features, self.features(levels)).argmin(1)]
+
+
+def vocabulary(entries: Sequence[Mapping[str, Any]] | None) -> tuple[Covariate, ...]:
+    """The covariates in a component's config; none of an unconditional model."""
+    return tuple(Covariate(**{**entry, "categories": tuple(entry["categories"])}) for entry in entries or ())
+
+
+def encode_covariates(
+    known: Sequence[Covariate], given: Mapping[str, Any] | None, num_images: int, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """What a user asks for as a table (num_images, C), float32.
+
+    Args:
+        known: the model's vocabulary.
+        given: any subset of it, by name: a value for all images, or a list with one for each; None is not given.
+
+    Raises:
+        ValueError: a covariate the model does not know, a list of another length, or see `Covariate.encode`.
+    """
+    given = given or {}
+    names = [covariate.name for covariate in known]
+    for name, value in given.items():
+        if name not in names:
+            knows = f"it knows {', '.join(names)}" if names else "it was trained without covariates"
+            raise ValueError(f"this model does not know the covariate {name}; {knows}")
+        if isinstance(value, (list, tuple)) and len(value) != num_images:
+            raise ValueError(f"{num_images} images need as many values of {name}, not {len(value)}")
+    table = torch.full((num_images, len(known)), math.nan)
+    for column, covariate in enumerate(known):
+        value = given.get(covariate.name)
+        values = value if isinstance(value, (list, tuple)) else [value] * num_images
+        table[:, column] = torch.tensor([covariate.encode(value) for value in values])
+    return table.to(device)
+
+
+def decode_covariates(known: Sequence[Covariate], table: torch.Tensor) -> dict[str, list]:
+    """A table (N, C) as a list of N values for each name, None where nothing is given."""
+    return {
+        covariate.name: [covariate.decode(number) for number in table[:, column].tolist()]
+        for column, covariate in enumerate(known)
+    }
+
+
+def covariate_features(known: Sequence[Covariate], table: torch.Tensor) -> torch.Tensor:
+    """A table (N, C) -> the features of all its columns side by side, (N, F), NaN where nothing is given."""
+    return torch.cat([covariate.features(table[:, column]) for column, covariate in enumerate(known)], dim=1)
+
+
+def nearest_covariates(known: Sequence[Covariate], features: torch.Tensor) -> torch.Tensor:
+    """Features (N, F) -> the table (N, C) whose features are nearest, column by column."""
+    parts = features.split([covariate.num_features for covariate in known], dim=1)
+    columns = [covariate.nearest_values(part) for covariate, part in zip(known, parts, strict=True)]
+    return torch.stack(columns, dim=1)
+
+
+def _counting(first: int, last: int, like: torch.Tensor) -> torch.Tensor:
+    return torch.arange(first, last + 1, dtype=like.dtype, device=like.device)
+
+
 """How a user's mistake is told: one sentence with the remedy, a non-zero exit, no traceback."""
 
 import errno
@@ -532,9 +683,18 @@ def check_count(name: str, value: int) -> None:
 
 """What the pipelines over VQGAN codes share: from pixels to codes and back."""
 
+from dataclasses import dataclass
+
 import torch
 from diffusers import ImagePipelineOutput
 
+
+
+@dataclass
+class ConditionalOutput(ImagePipelineOutput):
+    """`images`, and by name what each of them was asked to be: `covariates`, None where nothing was asked for."""
+
+    covariates: dict[str, list] | None = None
 
 
 class TokenPipeline(SlicePipeline):
@@ -560,20 +720,27 @@ class TokenPipeline(SlicePipeline):
         return self._callback_tensor_inputs if names is None else names
 
     def finish(
-        self, code_indices: torch.LongTensor, chunk_size: int, output_type: str, return_dict: bool
-    ) -> ImagePipelineOutput | tuple:
+        self,
+        code_indices: torch.LongTensor,
+        chunk_size: int,
+        output_type: str,
+        return_dict: bool,
+        covariates: dict[str, list] | None = None,
+    ) -> ConditionalOutput | tuple:
         """Decode drawn codes (N, h, w), `chunk_size` images at a time, into the asked output; `latent`: the codes."""
         if output_type == "latent":
-            self.maybe_free_model_hooks()
-            return ImagePipelineOutput(images=code_indices) if return_dict else (code_indices,)
-        images = torch.cat([self.decode_codes(codes).cpu() for codes in code_indices.split(chunk_size)])
+            images = code_indices
+        else:
+            decoded = torch.cat([self.decode_codes(codes).cpu() for codes in code_indices.split(chunk_size)])
+            (images,) = self.to_output(decoded, output_type, return_dict=False)
         self.maybe_free_model_hooks()
-        return self.to_output(images, output_type, return_dict)
+        return ConditionalOutput(images=images, covariates=covariates) if return_dict else (images,)
 
 
 """Discrete VQ-IHDM as a diffusers pipeline."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin, VQModel
@@ -623,6 +790,10 @@ class VQIHDMPipeline(TokenPipeline):
         check_equal("number of codes", vqvae=vqvae.num_vq_embeddings, denoiser=denoiser.num_codes)
         shapes = {name: (c.code_dim, c.height, c.width) for name, c in (("denoiser", denoiser), ("prior", prior))}
         check_equal("shape of u_T", **shapes)
+        if self.prior.known_covariates:  # a slice has none
+            # As text: of what the Hub has, each component brings its own code.
+            vocabularies = {"denoiser": self.denoiser.known_covariates, "prior": self.prior.known_covariates}
+            check_equal("covariates", **{name: str(known) for name, known in vocabularies.items()})
 
     def embed_codes(self, code_indices: torch.LongTensor) -> torch.Tensor:
         """(B, h, w) code indices -> (B, D, h, w) standardised embeddings e_0."""
@@ -649,6 +820,8 @@ class VQIHDMPipeline(TokenPipeline):
         top_p: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         sample: torch.Tensor | None = None,
+        covariates: Mapping[str, Any] | None = None,
+        guidance_scale: float = 1.0,
         batch_size: int | None = None,
         chunk_size: int = 32,
         output_type: str = "pil",
@@ -666,6 +839,11 @@ class VQIHDMPipeline(TokenPipeline):
             generator: one, from which a seed is drawn for each image, or a list with one for each image. The same
                 seed gives the same images whatever `chunk_size`.
             sample: (num_images, D, h, w) u_T, noise included, to start from instead of `prepare_latents`.
+            covariates: what the images are to be, any subset of what the model knows: a value for all images or a list
+                with one for each, as in `{"age": 75, "sex": "F"}`. The prior draws the others together with u_T, as in
+                the training set.
+            guidance_scale: how far the denoiser's logits move from those without covariates to those with them
+                (classifier-free guidance); 1, as trained, needs no second evaluation.
             chunk_size: images that are worked on at a time: fewer take less memory.
             output_type: `pil` (mode L), `np` (N, H, W, 1) or `pt` (N, 1, H, W) in [0, 1], or `latent`: code indices
                 (N, h, w).
@@ -674,21 +852,28 @@ class VQIHDMPipeline(TokenPipeline):
             callback_on_step_end_tensor_inputs: which of `sample` and `code_indices` it is given; both by default.
 
         Returns:
-            `ImagePipelineOutput` with `images`, or a tuple.
+            `ConditionalOutput` with `images` and their `covariates`, or a tuple of the images alone.
+
+        Raises:
+            ValueError: covariates that the model does not know, or outside of what it was trained on.
         """
         num_images = self.how_many(num_images, batch_size, chunk_size)
         generators = self.image_generators(num_images, generator)
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         callback_inputs = self.callback_inputs(callback_on_step_end_tensor_inputs)
         starts = range(0, num_images, chunk_size)
-        code_indices = []
+        known_covariates = self.denoiser.known_covariates
+        table = encode_covariates(known_covariates, covariates, num_images, self._execution_device)
+        parts = []
         with self.progress_bar(total=len(starts) * num_inference_steps) as progress:
             for start in starts:
                 batch = slice(start, start + chunk_size)
-                code_indices.append(
+                parts.append(
                     self._draw_codes(
                         generators[batch],
                         sample[batch] if sample is not None else None,
+                        table[batch],
+                        guidance_scale,
                         temperature,
                         top_p,
                         progress,
@@ -696,20 +881,30 @@ class VQIHDMPipeline(TokenPipeline):
                         callback_inputs,
                     )
                 )
-        return self.finish(torch.cat(code_indices), chunk_size, output_type, return_dict)
+        code_indices, table = (torch.cat(part) for part in zip(*parts, strict=True))
+        told = decode_covariates(known_covariates, table)
+        return self.finish(code_indices, chunk_size, output_type, return_dict, told or None)
 
-    def _draw_codes(self, generators, sample, temperature, top_p, progress, callback, callback_inputs):
-        """Codes (B, h, w) of one batch."""
+    def _draw_codes(
+        self, generators, sample, covariates, guidance_scale, temperature, top_p, progress, callback, callback_inputs
+    ):
+        """Codes (B, h, w) of one batch, and its completed table of covariates."""
         device = self._execution_device
         num_images, config = len(generators), self.denoiser.config
         if sample is None:
-            sample = self.prepare_latents(generators)
+            blurred, covariates = self.prior.draw(covariates, generators)
+            sample = self.prepare_latents(generators, blurred)
+            covariates = covariates.to(device)
         sample = sample.to(device, self.denoiser.dtype)
         sigma = torch.full((num_images,), self.prior.sigma, device=device)
         is_open = self.scheduler.open_index
         code_indices = torch.full((num_images, config.height, config.width), is_open, device=device)
         for i, timestep in enumerate(self.scheduler.timesteps):
-            logits = self.denoiser(sample, sigma, known=code_indices != is_open).logits
+            known = code_indices != is_open
+            logits = self.denoiser(sample, sigma, known=known, covariates=covariates).logits
+            if guidance_scale != 1:
+                unconditional = self.denoiser(sample, sigma, known=known).logits
+                logits = unconditional + guidance_scale * (logits - unconditional)
             sample, code_indices, _ = self.scheduler.step(
                 logits,
                 timestep,
@@ -727,4 +922,4 @@ class VQIHDMPipeline(TokenPipeline):
                 sample = replaced.get("sample", sample)
                 code_indices = replaced.get("code_indices", code_indices)
             progress.update()
-        return code_indices
+        return code_indices, covariates

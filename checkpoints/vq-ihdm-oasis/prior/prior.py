@@ -93,9 +93,9 @@ class Covariate:
         return levels[torch.cdist(features, self.features(levels)).argmin(1)]
 
 
-def vocabulary(entries: Sequence[Mapping[str, Any]] | None) -> list[Covariate]:
+def vocabulary(entries: Sequence[Mapping[str, Any]] | None) -> tuple[Covariate, ...]:
     """The covariates in a component's config; none of an unconditional model."""
-    return [Covariate(**entry) for entry in entries or ()]
+    return tuple(Covariate(**{**entry, "categories": tuple(entry["categories"])}) for entry in entries or ())
 
 
 def encode_covariates(
