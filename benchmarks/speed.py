@@ -1,6 +1,6 @@
-"""How fast: sampling, start, blur, data and evaluation, each beside a peer and what the machine can do.
+"""How fast: sampling, training, start, blur, data and evaluation, each beside a peer and what the machine can do.
 
-    python benchmarks/speed.py --pipeline checkpoints/vq-ihdm-oasis --volumes data/ixi
+    python benchmarks/speed.py --pipeline checkpoints/vq-ihdm-oasis --dataset_name data/oasis --volumes data/ixi
 
 Contestants of a row run in turn, so that whatever else the machine does meets all of them; the table has medians with
 quartiles, and ratios to the first of each group. Results go to --output_dir: `README.md`, `results.json`, and
@@ -18,6 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from matplotlib.figure import Figure
 from scipy.fft import dctn, idctn
 from torch.utils.flop_counter import FlopCounterMode
+from training_race import races
 
 from vq_ihdm import AbsorbingDiffusionPipeline, VQIHDMPipeline
 from vq_ihdm.arguments import positive_int
@@ -84,6 +86,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch_sizes", type=positive_int, nargs="+", default=[1, 8, 32, 128])
     add("--threads", type=positive_int, nargs="+", default=[1, 2])
     add("--repeats", type=positive_int, default=7, help="rounds, of which the median is taken")
+    add("--onnx", type=Path, help="what export.py wrote of this pipeline, for a turn of ONNX Runtime in sampling")
+    add("--config", default="oasis", help="preset, for the part training")
+    add("--dataset_name", help="the data set, of the pipeline's image size, for the part training")
+    add("--perceptual_weights", help="of LPIPS, for the part training, where torchvision cannot download them")
     add("--volumes", type=Path, help="folder of NIfTI volumes, for the part data")
     add(
         "--num_features",
@@ -100,6 +106,8 @@ def main() -> None:
     args = build_parser().parse_args()
     if "data" in args.parts and args.volumes is None:
         raise InputError("the part data needs --volumes, a folder of NIfTI volumes; or name the other --parts")
+    if "training" in args.parts and args.dataset_name is None:
+        raise InputError("the part training needs --dataset_name; or name the other --parts")
     threads = torch.get_num_threads()
     rates = machine_rates()
     rows = [row for part in args.parts for row in PARTS[part](args)]
@@ -137,8 +145,20 @@ def rows_of(
     flops: dict[str, float] | None = None,
 ) -> list[Row]:
     """The rows of a group; `scale`: what a contestant's time is multiplied with, where it did a part of the work."""
-    taken = race(contestants, repeats)
-    first = next(iter(contestants))
+    return rows_from(part, setting, race(contestants, repeats), items, unit, scale, flops)
+
+
+def rows_from(
+    part: str,
+    setting: str,
+    taken: dict[str, np.ndarray],
+    items: float,
+    unit: str,
+    scale: dict[str, float] | None = None,
+    flops: dict[str, float] | None = None,
+) -> list[Row]:
+    """As `rows_of`, from seconds by round that were measured before."""
+    first = next(iter(taken))
     rows = []
     for name, seconds in taken.items():
         factor = (scale or {}).get(name, 1)
@@ -173,6 +193,7 @@ def sampling(args: argparse.Namespace) -> list[Row]:
     rows = []
     for threads in args.threads:
         torch.set_num_threads(threads)
+        onnx = onnx_session(args.onnx, threads) if args.onnx is not None else None
         for batch in args.batch_sizes:
             state = pipe.prepare_latents(pipe.image_generators(batch, torch.Generator().manual_seed(0)))
             sigma = torch.full((batch,), pipe.prior.sigma)
@@ -187,6 +208,10 @@ def sampling(args: argparse.Namespace) -> list[Row]:
                 "networks alone": networks,
                 "VQIHDMPipeline, 1 step": lambda batch=batch: pipe(batch, chunk_size=batch),
             }
+            if onnx is not None:
+                uniform = np.random.default_rng(0).random((batch, *state.shape[2:]))
+                inputs = {"u_T": state.numpy(), "uniform": uniform}
+                contestants["exported, ONNX Runtime"] = partial(onnx.run, None, inputs)
             flops = dict.fromkeys(contestants, counter.get_total_flops())
             setting, count = f"batch {batch}, threads {threads}", (batch, "images")
             rows += rows_of("sampling", setting, contestants, args.repeats, *count, flops=flops)
@@ -202,6 +227,14 @@ def sampling(args: argparse.Namespace) -> list[Row]:
             scale = {f"DDPMPipeline, {DDPM_STEPS} steps": DDPM_STEPS / DDPM_TIMED}
             rows += rows_of("peers", setting, peers, min(args.repeats, 3), *count, scale=scale)
     return rows
+
+
+def onnx_session(folder: Path, threads: int):
+    from onnxruntime import InferenceSession, SessionOptions
+
+    options = SessionOptions()
+    options.intra_op_num_threads = threads
+    return InferenceSession(folder / "sampler.onnx", options)
 
 
 def absorbing_config(config) -> AbsorbingDenoiserConfig:
@@ -225,6 +258,14 @@ def pixel_unet(num_parameters: int, image_size: tuple[int, int]) -> UNet2DModel:
         )
         if unet.num_parameters() <= num_parameters or width == 8:
             return unet.eval()
+
+
+def training(args: argparse.Namespace) -> list[Row]:
+    """Steps of our train scripts, of the same networks in a bare loop, and as published."""
+    torch.set_num_threads(max(args.threads))
+    return [
+        row for setting, batch, taken in races(args) for row in rows_from("training", setting, taken, batch, "images")
+    ]
 
 
 def start(args: argparse.Namespace) -> list[Row]:
@@ -286,7 +327,14 @@ def evaluation(args: argparse.Namespace) -> list[Row]:
     return rows
 
 
-PARTS = {"sampling": sampling, "start": start, "blur": blurring, "data": data, "evaluation": evaluation}
+PARTS = {
+    "sampling": sampling,
+    "training": training,
+    "start": start,
+    "blur": blurring,
+    "data": data,
+    "evaluation": evaluation,
+}
 
 
 # ---- results --------------------------------------------------------------------------------------------------

@@ -164,6 +164,20 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+ONNX_SETTINGS = {"temperature": 0.7, "top_p": 0.9}
+
+
+@pytest.fixture(scope="session")
+def onnx_folder(tmp_path_factory: pytest.TempPathFactory, pipeline_folder: Path) -> Path:
+    """What export.py writes of `pipeline_folder` with `ONNX_SETTINGS`; not to be written to."""
+    for package in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
+    folder = tmp_path_factory.mktemp("exported") / "onnx"
+    flags = [part for name, value in ONNX_SETTINGS.items() for part in (f"--{name}", value)]
+    run_script("export.py", "--pipeline", pipeline_folder, "--output_dir", folder, *flags)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file for --config that trains each stage for eight steps."""

@@ -117,29 +117,35 @@ def test_one_step_and_its_ablations(benchmark, vqgan_run):
 
 
 def head(*shape: int) -> np.ndarray:
-    """A bright ball in a volume."""
+    """A bright ball in a volume, darker towards its rim."""
     distance = np.sqrt(sum((axis / size - 0.5) ** 2 for axis, size in zip(np.indices(shape), shape, strict=True)))
-    return (1000 * (distance < 0.4)).astype(np.int16)
+    return ((1000 - 1000 * distance) * (distance < 0.4)).astype(np.int16)
 
 
-def test_speed_is_measured_beside_peers_and_stored(pipeline_folder, tmp_path, monkeypatch):
+def test_speed_is_measured_beside_peers_and_stored(
+    pipeline_folder, onnx_folder, template_set, tiny_preset, trunk, tmp_path, monkeypatch
+):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     affine = np.diag([2.0, 2.0, 2.0, 1.0])
     affine[:3, 3] = -60
     nib.save(nib.Nifti1Image(head(60, 60, 60), affine), tmp_path / "head.nii.gz")
     run_script(
         "benchmarks/speed.py", "--pipeline", pipeline_folder, "--batch_sizes", 1, 3, "--threads", 1, "--repeats", 2,
-        "--volumes", tmp_path, "--num_features", 60, "--parts", "sampling", "blur", "data", "evaluation",
+        "--volumes", tmp_path, "--num_features", 60, "--onnx", onnx_folder, "--config", tiny_preset,
+        "--dataset_name", template_set, "--perceptual_weights", trunk, "--parts", "sampling", "training", "blur", "data", "evaluation",
         "--output_dir", tmp_path / "speed",
     )  # fmt: skip
     content = json.loads((tmp_path / "speed" / "results.json").read_text())
     rows = content["rows"]
-    assert {row["part"] for row in rows} == {"sampling", "peers", "blur", "data", "evaluation"}
+    assert {row["part"] for row in rows} == {"sampling", "peers", "training", "blur", "data", "evaluation"}
     for row in rows:
         low, high = row["quartiles"]
         assert 0 < low <= row["seconds"] <= high
     ours = {row["setting"]: row for row in rows if row["name"].startswith("VQIHDM") and row["part"] == "sampling"}
     assert ours["batch 3, threads 1"]["flops"] == pytest.approx(3 * ours["batch 1, threads 1"]["flops"])
+    assert "exported, ONNX Runtime" in {row["name"] for row in rows}
+    steps = [(row["setting"], row["name"]) for row in rows if row["part"] == "training"]
+    assert len(set(steps)) == len(steps) == 3 * 3  # three settings; the script, the bare loop, the published step
     firsts = [row["ratio"] for row in rows if row["name"] in ("networks alone", "heat.blur", "1 threads", "fidelity")]
     assert set(firsts) == {1.0}
     page = (tmp_path / "speed" / "README.md").read_text()

@@ -3,23 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from conftest import CODE_DIM, HEIGHT, WIDTH, run_script, tiny_vq_ihdm
+from conftest import CODE_DIM, HEIGHT, ONNX_SETTINGS, WIDTH, run_script, tiny_vq_ihdm
 from PIL import Image
 
 onnxruntime = pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
 pytestmark = pytest.mark.slow
-
-SETTINGS = {"temperature": 0.7, "top_p": 0.9}
-
-
-@pytest.fixture(scope="module")
-def exported(pipeline_folder, tmp_path_factory):
-    """A folder that export.py wrote with `SETTINGS`."""
-    folder = tmp_path_factory.mktemp("exported") / "onnx"
-    flags = ("--temperature", SETTINGS["temperature"], "--top_p", SETTINGS["top_p"])
-    run_script("export.py", "--pipeline", pipeline_folder, "--output_dir", folder, *flags)
-    return folder
 
 
 def generators(num_images: int) -> list[torch.Generator]:
@@ -39,19 +27,19 @@ def random_numbers(num_images: int, factor_rank: int) -> dict[str, dict[str, np.
 
 
 @pytest.mark.parametrize("num_images", [1, 5])
-def test_images_are_the_pipelines_to_one_grey_level(exported, num_images):
+def test_images_are_the_pipelines_to_one_grey_level(onnx_folder, num_images):
     pipeline = tiny_vq_ihdm()
-    wanted = pipeline(num_images, generator=generators(num_images), **SETTINGS).images
+    wanted = pipeline(num_images, generator=generators(num_images), **ONNX_SETTINGS).images
     numbers = random_numbers(num_images, pipeline.prior.config.factor_rank)
-    prior, sampler = (onnxruntime.InferenceSession(exported / f"{name}.onnx") for name in ("prior", "sampler"))
+    prior, sampler = (onnxruntime.InferenceSession(onnx_folder / f"{name}.onnx") for name in ("prior", "sampler"))
     (u_T,) = prior.run(None, numbers["prior"])
     (images,) = sampler.run(None, {"u_T": u_T} | numbers["sampler"])
     assert images.dtype == np.uint8 and images.std() > 1
     assert np.abs(images.astype(int) - np.stack(wanted).astype(int)).max() <= 1
 
 
-def test_the_example_draws_as_many_as_asked(exported, tmp_path):
-    run_script("examples/sample_onnx.py", "--folder", exported, "--num_images", 3, "--output_dir", tmp_path)
+def test_the_example_draws_as_many_as_asked(onnx_folder, tmp_path):
+    run_script("examples/sample_onnx.py", "--folder", onnx_folder, "--num_images", 3, "--output_dir", tmp_path)
     images = [np.asarray(Image.open(file)) for file in sorted(tmp_path.glob("*.png"))]
     assert len(images) == 3 and images[0].shape == (32, 32)
     assert not np.array_equal(images[0], images[1])
