@@ -162,7 +162,9 @@ def read_salt(path: Path) -> bytes:
             temporary.write_text(secrets.token_hex(32) + "\n")
     salt = path.read_bytes().strip()
     if len(salt) < 16:
-        raise InputError(f"the salt in {path} is shorter than 16 characters; delete it to have a new one made.")
+        raise InputError(
+            f"the salt in {path} is shorter than 16 characters; pass a --salt_file that does not exist yet."
+        )
     return salt
 
 
