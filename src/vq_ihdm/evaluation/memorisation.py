@@ -143,7 +143,8 @@ def relative_distance(to_training: Nearest, to_held_out: Nearest) -> np.ndarray:
 def memorisation_figures(space: Space, to_training: Nearest, to_held_out: Nearest) -> list[Figure]:
     """The audit of generated images; the floor has held-out images in their place."""
     estimates, floors = (
-        favour(*found, groups) | {"copy_rate": copy_rate(relative_distance(*found), space.copy_threshold, groups)}
+        training_proximity(*found, groups)
+        | {"copy_rate": copy_rate(relative_distance(*found), space.copy_threshold, groups)}
         for found, groups in (
             ((to_training, to_held_out), np.arange(len(to_training.distance))),
             (space.real, space.people),
@@ -152,7 +153,7 @@ def memorisation_figures(space: Space, to_training: Nearest, to_held_out: Neares
     return [Figure(name, space.name, estimates[name], floor=floors[name]) for name in estimates]
 
 
-def favour(to_training: Nearest, to_held_out: Nearest, groups: np.ndarray) -> dict[str, Estimate]:
+def training_proximity(to_training: Nearest, to_held_out: Nearest, groups: np.ndarray) -> dict[str, Estimate]:
     """Whether Q images stand nearer to training subjects than to held-out ones.
 
     Args:

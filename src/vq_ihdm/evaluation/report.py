@@ -96,7 +96,7 @@ EXPLANATIONS = {
     ),
     "memorisation": (
         "Ratio: mean distance to the nearest training image over that to the nearest held-out image, with equally many "
-        "subjects on both sides; 1 without memorisation, less if training images are favoured. Share: how often the "
+        "subjects on both sides; 1 without memorisation, less where training images are nearer. Share: how often the "
         "nearest of all subjects is a training subject; by chance as often as their share in all subjects. Copy rate: "
         "share of images that stand so much nearer to a training image (in pixels: or to its mirror image) than to any "
         "held-out one as no held-out image does, by a margin of a fifth. Decoded pixels, codes: against training "

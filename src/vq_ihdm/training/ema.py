@@ -12,6 +12,9 @@ class EMA:
     The decay warms up as (1 + n) / (10 + n) after n updates, so that a short run is not dominated by its
     initial weights. Buffers are followed like parameters, whole numbers copied. Every process computes the same
     average, since every process holds the same weights.
+
+    `diffusers.training_utils.EMAModel` averages parameters alone: batch normalisation's statistics would stay those of
+    the start, and it cannot save a transformers model.
     """
 
     def __init__(self, module: nn.Module, decay: float):
