@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from conftest import ROOT
+from huggingface_hub import get_token
 from torch import nn
 
 import train_ihdm
@@ -240,6 +241,13 @@ def test_a_file_that_is_no_preset(tmp_path, content):
 def test_widths_that_cannot_be_divided_are_refused_by_name(script, flags):
     with pytest.raises(InputError, match=r"--\w+ \d+ is not divisible by --num_attention_heads|--norm_num_groups"):
         parse_args(script.build_parser(), "part", ["--output_dir", "out", *flags])
+
+
+def test_a_token_reaches_the_hub_and_no_file(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "another")
+    args = parse_args(parser(), "part", ["--output_dir", "out", "--hub_token", "hf_secret"])
+    assert get_token() == "hf_secret"
+    assert "hf_secret" not in str(vars(args))
 
 
 def test_without_preset():

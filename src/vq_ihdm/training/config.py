@@ -60,6 +60,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--logging_dir", help="by default logs/ in --output_dir")
     add("--push_to_hub", action="store_true", help="publish the result when it is complete")
     add("--hub_model_id", help="account/name of the repository; by default the name of --output_dir")
+    add("--hub_token", help="by default what `hf auth login` or HF_TOKEN say")
     add("--hub_private_repo", action=argparse.BooleanOptionalAction, default=True)
     add("--allow_unevaluated", action="store_true", help="with --push_to_hub: there is no evaluation yet")
 
@@ -141,6 +142,9 @@ def parse_args(parser: argparse.ArgumentParser, section: str, argv: list[str] | 
     for width, parts in DIVISORS.items():
         if parts in vars(args):
             _check_divisible(args, width, parts)
+    token = vars(args).pop("hub_token")  # or it would stand in config.json, checkpoints and trackers
+    if token is not None:
+        os.environ["HF_TOKEN"] = token
     if args.center_crop and args.resolution is None:
         raise InputError("--center_crop cuts a square of --resolution pixels; give that too")
     if args.push_to_hub and not args.allow_unevaluated:
