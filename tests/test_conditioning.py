@@ -1,0 +1,251 @@
+"""From the columns of a set to a pipeline that can be asked: vocabulary, training, sampling."""
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from conftest import CODE_DIM, HEIGHT, NUM_CODES, WIDTH, run_script, tiny_denoiser, tiny_vq_model
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from PIL import Image as PILImage
+
+from vq_ihdm import AbsorbingDiffusionPipeline, HeatDissipationScheduler, VQIHDMPipeline
+from vq_ihdm.baselines.absorbing import AbsorbingDenoiser, AbsorbingDenoiserConfig
+from vq_ihdm.covariates import Covariate
+from vq_ihdm.data.conditioning import covariate_table, find_vocabulary, withhold
+from vq_ihdm.errors import InputError
+from vq_ihdm.fit_prior import MIN_SUBJECTS, fit_prior
+
+KNOWN = [
+    Covariate("age", "continuous", low=20, high=80, mean=50, std=17),
+    Covariate("sex", "category", categories=("F", "M")),
+]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# ---- a set -------------------------------------------------------------------------------------------------------
+
+
+def people(num_subjects: int, first: int = 0) -> Dataset:
+    """Two slices a subject; one subject has no age, and a single one has CDR 3."""
+    rng = np.random.default_rng(first)
+    rows = []
+    for i in range(num_subjects):
+        for level in (0.3, 0.7):
+            rows.append(
+                {
+                    "image": PILImage.fromarray(rng.integers(0, 256, (32, 32), np.uint8)),
+                    "subject": f"s{first + i}",
+                    "slice": int(100 * level),
+                    "slice_level": level,
+                    "age": None if i == 0 else 20.4 + 2 * i,
+                    "sex": "FM"[i % 2],
+                    "cdr": "3" if i == 1 else "01"[i % 2],
+                    "centre": "A",
+                }
+            )
+    features = Features(
+        image=Image(mode="L"), subject=Value("string"), slice=Value("int32"), slice_level=Value("float32"),
+        age=Value("float32"), sex=ClassLabel(names=["F", "M"]), cdr=ClassLabel(names=["0", "1", "3"]),
+        centre=Value("string"),
+    )  # fmt: skip
+    return Dataset.from_list(rows, features=features)
+
+
+def test_the_vocabulary_of_a_set():
+    train = people(2 * MIN_SUBJECTS + 2)
+    known = {covariate.name: covariate for covariate in find_vocabulary(train, None, "here")}
+    assert list(known) == ["age", "sex", "cdr", "slice_level"]  # not the centre, of which nobody said it matters
+    assert (known["age"].kind, known["age"].low, known["age"].high) == ("continuous", 22, 63)
+    assert known["age"].mean == pytest.approx(np.nanmean(np.array(train["age"], float)), rel=1e-6)
+    assert known["slice_level"].kind == "level"
+    assert known["sex"].categories == ("F", "M")
+    assert known["cdr"].categories == ("0", "1")  # "3" would show one person
+
+
+def test_missing_values_and_unknown_categories_are_not_given():
+    train = people(2 * MIN_SUBJECTS + 2)
+    known = find_vocabulary(train, ["age", "cdr"], "here")
+    table = covariate_table(known, train)
+    assert table.shape == (len(train), 2)
+    assert table[:, 0].isnan().nonzero()[:, 0].tolist() == [0, 1]
+    assert table[:, 1].isnan().nonzero()[:, 0].tolist() == [2, 3]
+    assert covariate_table(known, train.remove_columns("age"))[:, 0].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (["weight"], "here has no covariate weight; it has slice_level, age, sex, cdr, centre"),
+        (["image"], "no covariate image"),
+        (["centre"], "centre does not vary in here .* --covariates"),
+    ],
+)
+def test_columns_of_which_nothing_can_be_learnt(names, sentence):
+    with pytest.raises(InputError, match=sentence):
+        find_vocabulary(people(2 * MIN_SUBJECTS), names, "here")
+
+
+def test_every_number_of_covariates_is_withheld_in_a_share_of_the_rows():
+    torch.manual_seed(0)
+    given = (~withhold(torch.ones(30_000, 3), 0.5).isnan()).sum(1).bincount() / 30_000
+    # In half of the rows all are given, in the others 0, 1, 2 and 3 of them equally often.
+    torch.testing.assert_close(given, torch.tensor([0.125, 0.125, 0.125, 0.625]), atol=0.01, rtol=0)
+    assert not withhold(torch.ones(100, 3), 0).isnan().any()
+    assert withhold(torch.ones(100, 0), 0.5).shape == (100, 0)
+
+
+# ---- a call ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def asked() -> VQIHDMPipeline:
+    denoiser = tiny_denoiser(covariates=[asdict(covariate) for covariate in KNOWN])
+    for parameter in denoiser.covariate_embedding.parameters():
+        torch.nn.init.normal_(parameter)
+    codes = torch.randint(NUM_CODES, (240, HEIGHT, WIDTH), generator=seeded())
+    table = torch.stack([20 + 60 * torch.rand(240, generator=seeded(1)), (torch.arange(240) % 2).float()], 1)
+    prior = fit_prior(
+        codes, 2.0, rank=6, num_components=2, embed=denoiser.embed_codes, known_covariates=KNOWN, covariates=table
+    )
+    scheduler = HeatDissipationScheduler(num_train_timesteps=20, sigma_max=2.0, delta=0.1)
+    pipeline = VQIHDMPipeline(tiny_vq_model(), denoiser, prior, scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_any_subset_may_be_asked_for_and_the_rest_is_drawn(asked):
+    out = asked(3, covariates={"age": 75}, generator=seeded(), output_type="latent")
+    assert out.covariates["age"] == [75] * 3 and set(out.covariates["sex"]) <= {"F", "M"}
+    out = asked(3, covariates={"age": [75, 30, None], "sex": "F"}, generator=seeded(), output_type="latent")
+    assert out.covariates["age"][:2] == [75, 30] and 20 <= out.covariates["age"][2] <= 80
+    assert out.covariates["sex"] == ["F"] * 3
+    assert not any(value is None for values in asked(2).covariates.values() for value in values)
+
+
+def test_what_is_asked_for_changes_the_image_whatever_the_chunks(asked):
+    ages = {"age": [30.0, 75.0, 30.0]}
+    images = asked(3, covariates=ages, generator=[seeded(1) for _ in range(3)], output_type="latent").images
+    assert torch.equal(images[0], images[2]) and not torch.equal(images[0], images[1])
+    chunked = asked(
+        3, covariates=ages, generator=[seeded(1) for _ in range(3)], output_type="latent", chunk_size=1
+    ).images
+    assert torch.equal(chunked, images)
+
+
+def test_the_denoiser_alone_listens_too(asked):
+    sample = torch.randn(2, CODE_DIM, HEIGHT, WIDTH, generator=seeded())
+    young, old, nothing = (
+        asked(2, sample=sample, covariates=given, temperature=0, output_type="latent").images
+        for given in ({"age": 25}, {"age": 75}, None)
+    )
+    assert not torch.equal(young, old) and not torch.equal(young, nothing)
+
+
+def test_guidance_needs_a_second_evaluation_and_only_then(asked):
+    calls = []
+    hook = asked.denoiser.register_forward_hook(lambda *_: calls.append(1))
+    arguments = {"covariates": {"sex": "F"}, "generator": seeded(), "output_type": "latent"}
+    plain = asked(2, **arguments).images
+    assert len(calls) == 1
+    arguments["generator"] = seeded()
+    guided = asked(2, guidance_scale=5.0, **arguments).images
+    assert len(calls) == 3 and not torch.equal(guided, plain)
+    hook.remove()
+    # At 0 nothing of what is asked reaches the denoiser.
+    sample = torch.randn(2, CODE_DIM, HEIGHT, WIDTH, generator=seeded())
+    free, nothing = (
+        asked(2, sample=sample, temperature=0, output_type="latent", **given).images
+        for given in ({"covariates": {"sex": "F"}, "guidance_scale": 0}, {})
+    )
+    assert torch.equal(free, nothing)
+
+
+def test_what_cannot_be_asked_for(asked, pipeline):
+    for given, sentence in [({"weight": 7}, "it knows age, sex"), ({"sex": "X"}, "F, M"), ({"age": 120}, "20 to 80")]:
+        with pytest.raises(ValueError, match=sentence):
+            asked(1, covariates=given)
+    with pytest.raises(ValueError, match="trained without covariates"):
+        pipeline(1, covariates={"age": 75})
+    assert pipeline(1).covariates is None
+
+
+def test_a_conditional_pipeline_travels(asked, tmp_path):
+    asked.save_pretrained(tmp_path)
+    loaded = VQIHDMPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    first, again = (p(2, covariates={"sex": "M"}, generator=seeded(), output_type="latent") for p in (asked, loaded))
+    assert torch.equal(first.images, again.images) and first.covariates == again.covariates
+
+
+def test_a_prior_of_other_covariates_is_refused(asked):
+    prior = fit_prior(
+        torch.randn(30, CODE_DIM, HEIGHT, WIDTH, generator=seeded()), 2.0, rank=4, num_components=1,
+        known_covariates=KNOWN[1:], covariates=(torch.arange(30) % 2).float()[:, None],
+    )  # fmt: skip
+    with pytest.raises(InputError, match="covariates"):
+        VQIHDMPipeline(asked.vqvae, asked.denoiser, prior, asked.scheduler)
+
+
+@pytest.mark.parametrize("order", ["random", "confidence"])
+def test_absorbing_diffusion_can_be_asked_as_well(order):
+    torch.manual_seed(0)
+    denoiser = AbsorbingDenoiser(
+        AbsorbingDenoiserConfig(NUM_CODES, HEIGHT, WIDTH, 8, 16, 1, 2, covariates=[asdict(c) for c in KNOWN])
+    ).eval()
+    for parameter in denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    pipeline = AbsorbingDiffusionPipeline(tiny_vq_model(), denoiser)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def codes(**given):
+        return pipeline(2, 4, reveal_order=order, generator=seeded(), output_type="latent", **given)
+
+    young, old = codes(covariates={"age": 25}), codes(covariates={"age": 75})
+    assert not torch.equal(young.images, old.images)
+    assert old.covariates == {"age": [75, 75], "sex": [None, None]}
+    assert not torch.equal(codes(covariates={"age": 75}, guidance_scale=4.0).images, old.images)
+    assert torch.equal(codes(covariates={"age": 75}, guidance_scale=0).images, codes().images)
+
+
+# ---- a training ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def people_set(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "people"
+    (folder / "data").mkdir(parents=True)
+    people(2 * MIN_SUBJECTS + 2).to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+    people(4, first=90).to_parquet(folder / "data" / "validation-00000-of-00001.parquet")
+    return folder
+
+
+def test_both_systems_learn_what_the_set_has(people_set, tiny_preset, vqgan_run, tmp_path):
+    arguments = ("--config", tiny_preset, "--dataset_name", people_set, "--vqvae", vqgan_run / "best")
+    run_script("train_ihdm.py", *arguments, "--max_train_steps", 2, "--output_dir", tmp_path / "ours")
+    ours = VQIHDMPipeline.from_pretrained(tmp_path / "ours" / "pipeline")
+    names = ["age", "sex", "cdr", "slice_level"]
+    assert [covariate.name for covariate in ours.denoiser.known_covariates] == names
+    given = {"age": 40, "slice_level": 0.5, "cdr": 1}
+    assert ours(1, covariates=given).covariates["slice_level"] == pytest.approx([0.5])
+
+    size = ("--hidden_size", 16, "--num_hidden_layers", 1, "--num_attention_heads", 2, "--train_batch_size", 3)
+    run_script(
+        "train_baseline.py", "--model", "absorbing", *arguments[2:], *size, "--max_train_steps", 2,
+        "--covariates", "sex", "--output_dir", tmp_path / "theirs",
+    )  # fmt: skip
+    theirs = AbsorbingDiffusionPipeline.from_pretrained(tmp_path / "theirs" / "pipeline")
+    assert theirs(1, 2, covariates={"sex": "F"}).covariates == {"sex": ["F"]}
+
+
+def test_without_covariates_the_network_is_as_before(people_set, tiny_preset, vqgan_run, tmp_path):
+    run_script(
+        "train_ihdm.py", "--config", tiny_preset, "--dataset_name", people_set, "--vqvae", vqgan_run / "best",
+        "--max_train_steps", 1, "--covariates", "--output_dir", tmp_path,
+    )  # fmt: skip
+    denoiser = VQIHDMPipeline.from_pretrained(tmp_path / "pipeline").denoiser
+    assert denoiser.config.covariates == [] and not any("covariate" in name for name in denoiser.state_dict())
+    assert denoiser.state_dict().keys() == tiny_denoiser(num_hidden_layers=1).state_dict().keys()
