@@ -16,6 +16,10 @@ from vq_ihdm.evaluation.image_sets import read_data_set
 from vq_ihdm.files import replacing
 from vq_ihdm.hub.record import cpu_name
 
+# Discrete VQ-IHDM as published: flags of train_ihdm.py on top of a preset's.
+AS_PUBLISHED = [
+    "--sigma_max", "24", "--delta", "0", "--reveal_probability", "0", "--prior", "slice", "--temperature", "1",
+]  # fmt: skip
 PLACES = {"work_dir", "output_dir", "trainings"}  # flags that change no figure
 
 

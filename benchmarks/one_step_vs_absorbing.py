@@ -1,4 +1,4 @@
-"""Discrete VQ-IHDM in one step against absorbing diffusion in many, on the same tokens and with the same budget.
+"""Discrete VQ-IHDM in one step against absorbing and latent diffusion in many: same tokens, same budget.
 
     python benchmarks/one_step_vs_absorbing.py --config oasis --dataset_name data/oasis --vqvae runs/vqgan/best \\
         --train_steps 4000 --training_seeds 0 1 2 --num_images 1000 --work_dir runs/one_step
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import (
+    AS_PUBLISHED,
     add_benchmark_arguments,
     check_settings,
     load_reference,
@@ -85,10 +86,8 @@ MAIN = ("default", "absorbing diffusion")  # labels of the systems that are trai
 TRAININGS = [
     Training("default", []),
     Training("absorbing", ["--model", "absorbing"], "train_baseline.py"),
-    Training(
-        "paper",
-        ["--sigma_max", "24", "--delta", "0", "--reveal_probability", "0", "--prior", "slice", "--temperature", "1"],
-    ),
+    Training("ldm", ["--model", "ldm"], "train_baseline.py"),
+    Training("paper", AS_PUBLISHED),
     Training("sigma3", ["--sigma_max", "3"]),
 ]
 
@@ -97,6 +96,17 @@ SYSTEMS = [
     *[System("default", "default", steps) for steps in (1, 2, 4, 8)],
     *[System("absorbing diffusion", "absorbing", steps) for steps in ABSORBING_STEPS],
     System("absorbing diffusion, temperature 0.8", "absorbing", 256, sampling={"temperature": 0.8}),
+    *[
+        System(
+            f"absorbing diffusion, most confident first, choice temperature {choice_temperature}",
+            "absorbing",
+            steps,
+            sampling={"reveal_order": "confidence", "choice_temperature": choice_temperature},
+        )
+        for choice_temperature in (1.0, 4.5)
+        for steps in (8, 16)
+    ],
+    *[System("latent diffusion", "ldm", steps) for steps in (10, 20, 50)],
     System("true u_T of held-out slices", "default", 1, prior="truth"),
     System("sigma 24, mixture prior", "paper", 1, prior={"kind": "mixture"}),
     System("sigma 3", "sigma3", 1),
@@ -149,9 +159,10 @@ def sample(system: System, pipe, tokens: torch.Tensor, held_out_codes: torch.Ten
 
 
 def evaluations(system: System, num_codes: int) -> float:
-    """Network evaluations an image. Absorbing diffusion needs one in a step that reveals any of its codes."""
+    """Network evaluations an image. In a random order absorbing diffusion needs one in a step that reveals any code."""
     steps = system.num_inference_steps
-    return steps * (1 - (1 - 1 / steps) ** num_codes) if system.training == "absorbing" else steps
+    in_random_order = system.training == "absorbing" and "reveal_order" not in system.sampling
+    return steps * (1 - (1 - 1 / steps) ** num_codes) if in_random_order else steps
 
 
 def main() -> None:

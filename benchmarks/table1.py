@@ -3,11 +3,12 @@
     python benchmarks/table1.py --config demo --dataset_name data/template64 --budget_minutes 2.5 --num_images 256
     python benchmarks/table1.py --config oasis --dataset_name data/oasis --budget_images 100000
 
-Trains the six systems of the paper and pixel-space inverse heat dissipation, each for the same time or on the same
-number of images; the two that work on tokens spend a part of it, `TOKENIZER_SHARE`, on the VQGAN they share. Then
-samples --num_images images a system from one seed and evaluates them against the held-out subjects. Results go to
---output_dir: `README.md` with Table 1, a contact sheet a system (Figures 2-6), `table2.png` and `results.json`. What
-is finished is kept in --work_dir: a killed run goes on with the rest.
+Trains the six systems of the paper (VQ-IHDM with our defaults and as published), latent diffusion and pixel-space
+inverse heat dissipation, each for the same time or on the same number of images; those that work on tokens spend a part
+of it, `TOKENIZER_SHARE`, on the VQGAN they share. Then samples --num_images images a system from one seed and evaluates
+them against the held-out subjects. Results go to --output_dir: `README.md` with Table 1, a contact sheet a system
+(Figures 2-6), `table2.png` and `results.json`. What is finished is kept in --work_dir: a killed run goes on with the
+rest.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import torch
 from common import (
+    AS_PUBLISHED,
     add_benchmark_arguments,
     check_settings,
     load_reference,
@@ -42,24 +44,39 @@ from vq_ihdm.pictures import contact_sheet, save_picture
 
 @dataclass(frozen=True)
 class System:
-    """A row of the table, with FID, KID and Inception Score of the paper's (ADNI)."""
+    """A row of the table, with FID, KID and Inception Score of the paper's (ADNI).
+
+    Attributes:
+        tokens: it works on the codes of the VQGAN.
+        trained_as: the system whose pipeline it samples from, where that is not its own.
+    """
 
     name: str
     title: str
     published: tuple[float, float, float] | None
     tokens: bool = False
     sampling: dict = field(default_factory=dict)
+    trained_as: str | None = None
+
+    @property
+    def training(self) -> str:
+        return self.trained_as or self.name
 
 
 SYSTEMS = [
-    System("vq_ihdm", "VQ-IHDM, 1 step", (38.57, 0.036, 1.84), tokens=True),
+    System("vq_ihdm", "VQ-IHDM, 1 step", None, tokens=True),
+    System("vq_ihdm_published", "Discrete VQ-IHDM as published, 1 step", (38.57, 0.036, 1.84), tokens=True),
     System("absorbing", "Absorbing Diffusion, 256 steps", (28.46, 0.025, 1.77), True, {"num_inference_steps": 256}),
+    System("ldm", "Latent Diffusion, 20 steps", None, True, {"num_inference_steps": 20}),
+    System("ldm_10", "Latent Diffusion, 10 steps", None, True, {"num_inference_steps": 10}, trained_as="ldm"),
+    System("ldm_50", "Latent Diffusion, 50 steps", None, True, {"num_inference_steps": 50}, trained_as="ldm"),
     System("wgan", "WGAN", (212.91, 0.25, 1.42)),
     System("alphawgan", "AlphaWGAN", (146.93, 0.18, 1.66)),
     System("vaegan", "VAEGAN", (281.48, 0.44, 1.01)),
     System("ccegan", "CCE-GAN", (340.94, 0.5, 1.84)),
     System("pixel_ihdm", "IHDM in pixels", None),
 ]
+SCRIPTS = {"vq_ihdm": ["train_ihdm.py"], "vq_ihdm_published": ["train_ihdm.py", *AS_PUBLISHED]}
 TOKENIZER_SHARE = 0.6  # of the budget of a system on tokens
 TABLE_2_STEPS = (10, 50, 100, 200, 256)
 
@@ -101,7 +118,7 @@ def main() -> None:
     if missing:
         tokenized = tokenize(load_pipeline(args.work_dir / "vq_ihdm" / "pipeline"), reference)
     for system in missing:
-        pipe = load_pipeline(args.work_dir / system.name / "pipeline")
+        pipe = load_pipeline(args.work_dir / system.training / "pipeline")
         pipe.set_progress_bar_config(desc=system.name)
         images, codes, seconds = draw_images(pipe, args.num_images, args.seed, **system.sampling)
         report = evaluate_images(images, reference, tokenized if system.tokens else None, codes)
@@ -141,17 +158,16 @@ def train_all(args: argparse.Namespace) -> None:
     vqgan = args.work_dir / "vqgan"
     train("train_vqgan.py", vqgan, "last", *shared, *budget(TOKENIZER_SHARE), *perceptual)
     for system in SYSTEMS:
-        script, model = "train_baseline.py", ["--model", system.name]
-        if system.name == "vq_ihdm":
-            script, model = "train_ihdm.py", []
-        tokens = ["--vqvae", vqgan / "best"] if system.tokens else []
-        share = 1 - TOKENIZER_SHARE if system.tokens else 1
-        train(script, args.work_dir / system.name, "pipeline", *model, *shared, *tokens, *budget(share))
+        if system.trained_as is None:
+            script, *flags = SCRIPTS.get(system.name, ["train_baseline.py", "--model", system.name])
+            tokens = ["--vqvae", vqgan / "best"] if system.tokens else []
+            share = 1 - TOKENIZER_SHARE if system.tokens else 1
+            train(script, args.work_dir / system.name, "pipeline", *shared, *flags, *tokens, *budget(share))
 
 
 def training_cost(system: System, args: argparse.Namespace) -> dict[str, float]:
     """Seconds and images of a system's training, its tokenizer's included."""
-    stages = ["vqgan", system.name] if system.tokens else [system.name]
+    stages = ["vqgan", system.training] if system.tokens else [system.training]
     metrics = [json.loads((args.work_dir / stage / "last" / "metrics.json").read_text()) for stage in stages]
     return {
         "training_seconds": sum(stage["seconds"] for stage in metrics),

@@ -23,6 +23,8 @@ vqgan: {{block_out_channels: [8, 8, 8], layers_per_block: 1, latent_channels: 4,
   train_batch_size: 8}}
 ihdm: {TRANSFORMER}, sigma_max: 2, delta: 1, prior_rank: 8}}
 baseline_absorbing: {TRANSFORMER}}}
+baseline_ldm: {{block_out_channels: [8, 8], layers_per_block: 1, norm_num_groups: 4, train_batch_size: 8,
+  lr_warmup_steps: 0}}
 baseline_pixel_ihdm: {{block_out_channels: [8, 8], layers_per_block: 1, norm_num_groups: 4, num_train_timesteps: 3,
   sigma_max: 8, prior: mixture, prior_rank: 8, train_batch_size: 4, num_validation_images: 4}}
 baseline_wgan: {GAN}
@@ -70,14 +72,17 @@ def test_table_1_has_every_system_and_goes_on_where_it_was_killed(benchmark, tmp
     said, results = benchmark("table1.py", "--budget_images", 16)
     assert "every system trains for 16 images" in said
     rows = {row["name"]: row for row in json.loads((results / "results.json").read_text())}
-    assert list(rows) == ["vq_ihdm", "absorbing", "wgan", "alphawgan", "vaegan", "ccegan", "pixel_ihdm"]
+    on_tokens = ["vq_ihdm", "vq_ihdm_published", "absorbing", "ldm", "ldm_10", "ldm_50"]
+    assert list(rows) == [*on_tokens, "wgan", "alphawgan", "vaegan", "ccegan", "pixel_ihdm"]
     for name, row in rows.items():
         # At most one step more than asked for in each stage.
         assert 16 <= row["training_images"] < 16 + 24
         assert row["parameters"] > 0 and row["seconds_per_image"] > 0
-        assert (row["figures"]["fid"]["ceiling"] is not None) == (name in ("vq_ihdm", "absorbing"))
+        assert (row["figures"]["fid"]["ceiling"] is not None) == (name in on_tokens)
         assert row["figures"]["kid"]["generated"]["num_images"] == 20
         assert Image.open(results / f"{name}.png").size == (8 * 34 - 2, 2 * 34 - 2)
+    fids = [row["figures"]["fid"]["generated"]["value"] for row in rows.values()]
+    assert len(set(fids)) == len(fids)  # no two of them drew the same images
     assert rows["vq_ihdm"]["figures"]["fid"]["floor"] == rows["wgan"]["figures"]["fid"]["floor"]
     assert Image.open(results / "table2.png").size == (6 * 34 - 2, 32)
     page = (results / "README.md").read_text()
@@ -95,12 +100,13 @@ def test_table_1_has_every_system_and_goes_on_where_it_was_killed(benchmark, tmp
 
 
 def test_one_step_and_its_ablations(benchmark, vqgan_run):
-    flags = ("--vqvae", vqgan_run / "best", "--train_steps", 2, "--trainings", "default", "absorbing")
+    flags = ("--vqvae", vqgan_run / "best", "--train_steps", 2, "--trainings", "default", "absorbing", "ldm")
     _, results = benchmark("one_step_vs_absorbing.py", *flags, "--training_seeds", 0, 1)
     content = json.loads((results / "results.json").read_text())
     rows = {(row["label"], row["num_inference_steps"], row["training_seed"]): row for row in content}
     assert {steps for label, steps, _ in rows if label == "absorbing diffusion"} == {1, 10, 50, 100, 200, 256}
     assert {steps for label, steps, _ in rows if label == "default"} == {1, 2, 4, 8}
+    assert {steps for label, steps, _ in rows if label == "latent diffusion"} == {10, 20, 50}
     assert {label for label, _, seed in rows if seed == 1} == {"default", "absorbing diffusion"}
     figures = [row["figures"] for row in rows.values()]
     assert all(f["kid"]["floor"] == figures[0]["kid"]["floor"] for f in figures)  # one reference for all

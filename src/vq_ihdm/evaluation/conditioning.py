@@ -1,0 +1,158 @@
+"""Does a conditional model obey, is it useful, does it serve every group: linear probes on frozen features.
+
+A probe learns a covariate from images of one kind and is asked about images of another; its score is the mean absolute
+error of a number and the balanced accuracy (mean recall over the categories) of a category. Intervals are over the
+subjects, or generated images, that it is asked about.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge, RidgeClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from ..covariates import Covariate
+from .fidelity import MAX_RESAMPLED, Grams, kernel_distance
+from .report import Figure
+from .resampling import Estimate, choice, difference, estimate, half_samples
+
+MIN_IMAGES = 20  # of a group, or with a known value, on each side
+MIN_SUBJECTS = 4
+COMPONENTS = 64  # principal components a probe sees: scans of some hundred people determine no more
+
+
+class Labelled(NamedTuple):
+    """Images as a feature network sees them, with their covariates.
+
+    Attributes:
+        features: (N, D).
+        table: (N, C), as `vq_ihdm.covariates` has it: NaN where a value is not known.
+        groups: (N,) int, images that are resampled together: the subject of a scan; a generated image is its own.
+    """
+
+    features: np.ndarray
+    table: np.ndarray
+    groups: np.ndarray
+
+    def take(self, chosen: np.ndarray) -> "Labelled":
+        return Labelled(*(array[chosen] for array in self))
+
+    def known(self, column: int) -> "Labelled":
+        """The images whose value of a covariate is known."""
+        return self.take(~np.isnan(self.table[:, column]))
+
+    @property
+    def enough(self) -> bool:
+        return len(self.groups) >= MIN_IMAGES and len(np.unique(self.groups)) >= MIN_SUBJECTS
+
+
+def conditioning_figures(
+    known: Sequence[Covariate], training: Labelled, held_out: Labelled, generated: Labelled
+) -> list[Figure]:
+    """Control, utility and fidelity by group, for every covariate that is known often enough on all sides.
+
+    Args:
+        known: the model's vocabulary; column c of each table is its c-th covariate.
+        generated: with what was asked for.
+    """
+    figures = []
+    for column, covariate in enumerate(known):
+        sides = [side.known(column) for side in (training, held_out, generated)]
+        if all(side.enough for side in sides):
+            figures += probe_figures(covariate, column, *sides)
+            figures += group_figures(covariate, column, *sides)
+    return figures
+
+
+def probe_figures(
+    covariate: Covariate, column: int, training: Labelled, held_out: Labelled, generated: Labelled
+) -> list[Figure]:
+    """Control: the probe of real training images, asked about generated ones (floor: about held-out people).
+
+    Utility: probes of generated images, alone and with the real ones, asked about held-out people (floor: the probe of
+    the real ones). The floor's subjects are the same, so the difference to it has an interval of its own.
+    """
+    of_real = fit_probe(covariate, column, training)
+    of_generated = fit_probe(covariate, column, generated)
+    both = Labelled(*map(np.concatenate, zip(training, generated, strict=True)))
+    of_both = fit_probe(covariate, column, both)
+    real = ask(of_real, covariate, column, held_out)
+    kind = "accuracy" if covariate.kind == "category" else "error"
+    measured = {
+        f"control_{kind}": ask(of_real, covariate, column, generated),
+        f"synthetic_{kind}": beside(ask(of_generated, covariate, column, held_out), real),
+        f"augmented_{kind}": beside(ask(of_both, covariate, column, held_out), real),
+    }
+    return [Figure(name, covariate.name, measure, floor=real) for name, measure in measured.items()]
+
+
+def fit_probe(covariate: Covariate, column: int, images: Labelled) -> Pipeline:
+    """Ridge regression, or classification with balanced weights, on standardised principal components."""
+    components = PCA(min(COMPONENTS, *images.features.shape), random_state=0)
+    linear = RidgeClassifier(class_weight="balanced") if covariate.kind == "category" else Ridge()
+    return make_pipeline(StandardScaler(), components, linear).fit(images.features, images.table[:, column])
+
+
+def ask(probe: Pipeline, covariate: Covariate, column: int, images: Labelled) -> Estimate:
+    """The probe's score."""
+    predicted, true = probe.predict(images.features), images.table[:, column]
+
+    def score(rows: np.ndarray) -> float:
+        if covariate.kind != "category":
+            return float(np.abs(predicted[rows] - true[rows]).mean())
+        right = predicted[rows] == true[rows]
+        return float(np.mean([right[true[rows] == category].mean() for category in np.unique(true[rows])]))
+
+    highest = 1 if covariate.kind == "category" else np.inf
+    resampled = [score(half) for half in half_samples(images.groups)]
+    return estimate(score(np.arange(len(true))), resampled, len(true), 0, highest)
+
+
+def beside(measured: Estimate, real: Estimate) -> Estimate:
+    """`measured` with its difference to the real one's, of the same subjects, in its details."""
+    apart = difference(measured, real)
+    details = {"difference": apart.value, "difference_interval": list(apart.interval)}
+    return Estimate(measured.value, measured.interval, measured.num_images, details, measured.resampled)
+
+
+def group_figures(
+    covariate: Covariate, column: int, training: Labelled, held_out: Labelled, generated: Labelled
+) -> list[Figure]:
+    """KID of each group's generated images against its held-out people; the floor has its training images."""
+    figures = []
+    sides = training, held_out, generated
+    for label, chosen in zip(*groups_of(covariate, *(side.table[:, column] for side in sides)), strict=True):
+        real, people, made = (side.take(rows) for side, rows in zip(sides, chosen, strict=True))
+        if real.enough and people.enough and made.enough:
+            floor = kernel_estimate(real, people)
+            figures.append(Figure("group_kid", label, kernel_estimate(made, people), floor=floor))
+    return figures
+
+
+def groups_of(
+    covariate: Covariate, training: np.ndarray, *others: np.ndarray
+) -> tuple[list[str], Iterator[list[np.ndarray]]]:
+    """Labels of a covariate's groups, and for each the masks of its members among the values of every side.
+
+    A category's groups are its values; those of a number are the terciles of the training images.
+    """
+    sides = training, *others
+    if covariate.kind == "category":
+        labels = [f"{covariate.name} {category}" for category in covariate.categories]
+        return labels, ([values == index for values in sides] for index in range(len(labels)))
+    low, high = np.quantile(training, (1 / 3, 2 / 3))
+    name = covariate.name
+    labels = [f"{name} below {low:.3g}", f"{name} {low:.3g} to {high:.3g}", f"{name} above {high:.3g}"]
+    return labels, ([np.digitize(values, (low, high)) == tercile for values in sides] for tercile in range(3))
+
+
+def kernel_estimate(images: Labelled, real: Labelled) -> Estimate:
+    """KID over all pairs, of at most `MAX_RESAMPLED` images a side, with its interval over groups of both."""
+    images, real = (side.take(choice(side.groups, MAX_RESAMPLED)) for side in (images, real))
+    grams = Grams.of(*(torch.from_numpy(np.ascontiguousarray(side.features)) for side in (images, real)))
+    halves = zip(half_samples(images.groups), half_samples(real.groups, real=True), strict=True)
+    return estimate(kernel_distance(grams), [kernel_distance(grams.take(i, j)) for i, j in halves], len(images.groups))

@@ -1,0 +1,94 @@
+"""Control, utility and fidelity by group, on features whose dependence on the covariates is known."""
+
+import numpy as np
+import pytest
+
+from vq_ihdm.covariates import Covariate
+from vq_ihdm.evaluation.conditioning import Labelled, conditioning_figures, groups_of
+from vq_ihdm.evaluation.report import KINDS
+
+AGE = Covariate("age", "continuous", 20, 80, 50, 17)
+SEX = Covariate("sex", "category", categories=("F", "M"))
+KNOWN = [AGE, SEX]
+
+
+def labelled(num_subjects: int, images: int, seed: int, obeys: float = 1.0, shift: float = 0.0) -> Labelled:
+    """Features that hold age and sex, `obeys` of them as the table says and the rest of somebody else."""
+    rng = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(num_subjects), images)
+    age, sex = rng.uniform(20, 80, num_subjects)[groups], rng.integers(0, 2, num_subjects)[groups]
+    table = np.stack([age, sex], axis=1).astype(float)
+    strayed = rng.random(len(groups)) > obeys
+    shown = np.where(strayed[:, None], rng.permutation(table), table)
+    features = rng.normal(size=(len(groups), 8)).astype(np.float32)
+    features[:, 0] += shown[:, 0] / 8
+    features[:, 1] += 4 * shown[:, 1]
+    features[:, 2] += shift * shown[:, 1]
+    return Labelled(features, table, groups)
+
+
+TRAINING, HELD_OUT = labelled(60, 4, seed=0), labelled(40, 4, seed=1)
+
+
+def measure(generated: Labelled, training: Labelled = TRAINING) -> dict:
+    figures = conditioning_figures(KNOWN, training, HELD_OUT, generated)
+    assert all(figure.name in KINDS and figure.floor is not None for figure in figures)
+    return {(figure.name, figure.features): figure for figure in figures}
+
+
+def inside(figure) -> bool:
+    low, high = figure.floor.interval
+    return low <= figure.generated.value <= high
+
+
+def test_a_model_that_obeys_scores_like_people():
+    figures = measure(labelled(240, 1, seed=2))
+    for name, features in (("control_error", "age"), ("control_accuracy", "sex")):
+        assert inside(figures[name, features]), name
+    assert figures["control_error", "age"].floor.value < 10 and figures["control_accuracy", "sex"].floor.value > 0.9
+    for name, features in (("synthetic_error", "age"), ("augmented_accuracy", "sex")):
+        figure = figures[name, features]
+        assert abs(figure.generated.details["difference"]) < 0.15 * figure.floor.value
+
+
+def test_a_model_that_does_not_obey_is_seen_and_is_no_use():
+    figures = measure(labelled(240, 1, seed=2, obeys=0.0))
+    assert figures["control_error", "age"].generated.interval[0] > 1.5 * figures["control_error", "age"].floor.value
+    assert figures["control_accuracy", "sex"].generated.interval[1] < 0.7
+    synthetic = figures["synthetic_error", "age"].generated
+    assert synthetic.details["difference_interval"][0] > 0
+    # The real images beside them keep the probe from harm that the synthetic ones alone do.
+    assert figures["augmented_error", "age"].generated.value < synthetic.value
+
+
+def test_a_difference_is_known_better_than_its_two_sides():
+    """Both probes are asked about the same people."""
+    figure = measure(labelled(240, 1, seed=2))["augmented_error", "age"]
+    low, high = figure.generated.details["difference_interval"]
+    assert high - low < figure.generated.interval[1] - figure.generated.interval[0]
+    assert figure.generated.details["difference"] == pytest.approx(figure.generated.value - figure.floor.value)
+
+
+def test_a_group_that_is_served_badly_is_seen():
+    figures = measure(labelled(240, 1, seed=2, shift=4.0))  # the images of men are off
+    women, men = figures["group_kid", "sex F"], figures["group_kid", "sex M"]
+    assert women.generated.interval[0] < women.floor.interval[1]
+    assert men.generated.interval[0] > men.floor.interval[1]
+    assert {features for name, features in figures if name == "group_kid"} >= {"sex F", "sex M"}
+    assert sum(features.startswith("age") for name, features in figures if name == "group_kid") == 3
+
+
+def test_groups_cover_every_value_once():
+    values = np.array([20.0, 30.0, 40.0, 50.0, 60.0, 70.0])
+    labels, masks = groups_of(AGE, values, np.array([10.0, 90.0]))
+    counts = [[mask.sum() for mask in chosen] for chosen in masks]
+    assert len(labels) == 3 and np.sum(counts, axis=0).tolist() == [6, 2]
+    assert [count[0] for count in counts] == [2, 2, 2]
+
+
+def test_a_covariate_that_one_side_does_not_know_is_left_out():
+    table = TRAINING.table.copy()
+    table[10:, 0] = np.nan
+    assert {features for _, features in measure(labelled(240, 1, seed=2), TRAINING._replace(table=table))} == {
+        "sex", "sex F", "sex M",
+    }  # fmt: skip
