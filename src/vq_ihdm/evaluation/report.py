@@ -15,8 +15,8 @@ Schema of `report.json`:
     figures: a flat list, one entry a figure and feature network:
         name: a key of `KINDS`, such as "kid"; group, title, better ("lower", "higher", "floor" or "ceiling": the
             closer to it, the better) come from there
-        features: the network's name, "pixels", "decoded pixels", "codes", "lag 1" (between codes), "u_T", or
-            "grey levels"
+        features: the network's name, "pixels", "decoded pixels", "codes", "lag 1" (between codes), "u_T",
+            "grey levels", or of the group "covariates" the covariate or its group
         generated: {value, interval: [low, high], num_images, details}, or null with `unavailable` telling why
         ceiling: the same measure of real codes, or images decoded from them, or null: what a perfect stage 2 would
             reach
@@ -64,6 +64,13 @@ KINDS = {
     "known_pairs": Kind("second stage", "Pairs of codes known from training", "ceiling"),
     "rkid": Kind("reconstruction", "rKID", "lower"),
     "rfid": Kind("reconstruction", "rFID", "lower"),
+    "control_error": Kind("covariates", "Control, error of a probe", "lower"),
+    "control_accuracy": Kind("covariates", "Control, accuracy of a probe", "higher"),
+    "synthetic_error": Kind("covariates", "Trained on synthetic images, error", "lower"),
+    "synthetic_accuracy": Kind("covariates", "Trained on synthetic images, accuracy", "higher"),
+    "augmented_error": Kind("covariates", "Trained on real and synthetic images, error", "lower"),
+    "augmented_accuracy": Kind("covariates", "Trained on real and synthetic images, accuracy", "higher"),
+    "group_kid": Kind("covariates", "KID within a group", "lower"),
     "ms_ssim": Kind("diversity", "MS-SSIM between pairs", "floor"),
     "ms_ssim_same_level": Kind("diversity", "MS-SSIM between pairs of one slice level", "floor"),
     "duplicate_rate": Kind("diversity", "Duplicate rate", "floor"),
@@ -90,6 +97,14 @@ EXPLANATIONS = {
         "images. Far below it codes do not fit together, above it there is less variety than among people."
     ),
     "reconstruction": "Held-out images through the VQGAN and back, against themselves; the floor is of other people.",
+    "covariates": (
+        "Asked for the covariates of training images. Control: a linear probe on frozen features, trained on real "
+        "training images, says what a generated image shows; error and accuracy are against what was asked, the floor "
+        "is the same probe on held-out people. Synthetic, augmented: a probe trained on the generated images, alone or "
+        "with the real ones, tested on held-out people; the floor is the probe trained on real images alone. Numbers: "
+        "mean absolute error; categories: balanced accuracy. Intervals are over those who are tested. Groups: KID of "
+        "the images asked for against held-out people of the same group."
+    ),
     "diversity": (
         "MS-SSIM of pairs of different subjects: above the floor there is less variety than among people. A duplicate "
         "has another image of the set (of a person: of another person) nearer than the copy threshold."
