@@ -138,7 +138,8 @@ def test_speed_is_measured_beside_peers_and_stored(
     run_script(
         "benchmarks/speed.py", "--pipeline", pipeline_folder, "--batch_sizes", 1, 3, "--threads", 1, "--repeats", 2,
         "--volumes", tmp_path, "--num_features", 60, "--onnx", onnx_folder, "--config", tiny_preset,
-        "--dataset_name", template_set, "--perceptual_weights", trunk, "--parts", "sampling", "training", "blur", "data", "evaluation",
+        "--dataset_name", template_set, "--perceptual_weights", trunk,
+        "--parts", "sampling", "training", "blur", "data", "evaluation",
         "--output_dir", tmp_path / "speed",
     )  # fmt: skip
     content = json.loads((tmp_path / "speed" / "results.json").read_text())
