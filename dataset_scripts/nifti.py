@@ -22,7 +22,7 @@ import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -96,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--all_scans", action="store_true", help="keep every scan of a subject, not the first alone")
     parser.add_argument("--voxel_size", type=length_mm, default=1.0, help="in mm")
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--slices", type=middle_slices, help="middle:N of the volume (default: middle:40)")
+    choice.add_argument("--slices", type=middle_slices, help="middle:N of the volume (default: middle:40; oasis1: 32)")
     choice.add_argument("--slices_mm", type=position_mm, nargs=2, metavar=("LOW", "HIGH"), help="range of z in mm")
     parser.add_argument(
         "--z_zero",
@@ -134,12 +134,13 @@ def checked_preset(args: argparse.Namespace) -> Preset:
         raise InputError("--subject_pattern needs one group, in parentheses, around the subject's id.")
     if groups(args.series or "") < 0:
         raise InputError(f"--series {args.series} is no regular expression; a plain word is one.")
-    return Preset(
-        with_licence(preset.source, args.license),
-        args.subject_pattern or preset.subject,
-        preset.required or bool(args.subject_pattern),
-        args.series if args.series is not None else preset.series,
-        args.slices or preset.middle,
+    return replace(
+        preset,
+        source=with_licence(preset.source, args.license),
+        subject=args.subject_pattern or preset.subject,
+        required=preset.required or bool(args.subject_pattern),
+        series=preset.series if args.series is None else args.series,
+        middle=args.slices or preset.middle,
     )
 
 
