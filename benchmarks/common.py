@@ -20,6 +20,7 @@ from vq_ihdm.hub.record import cpu_name
 AS_PUBLISHED = [
     "--sigma_max", "24", "--delta", "0", "--reveal_probability", "0", "--prior", "slice", "--temperature", "1",
 ]  # fmt: skip
+ROOT = Path(__file__).resolve().parents[1]
 PLACES = {"work_dir", "output_dir", "trainings"}  # flags that change no figure
 
 
@@ -35,6 +36,11 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     add("--feature_weights", help="Inception weights in a local file")
     add("--work_dir", type=Path, default=f"runs/{name}")
     add("--output_dir", type=Path, default=f"benchmarks/results/{name}")
+
+
+def preset_file(name: str) -> str:
+    """The file of a preset: `parse_args` looks beside the script that runs, which is the benchmark."""
+    return name if name.endswith((".yaml", ".yml")) else str(ROOT / "configs" / f"{name}.yaml")
 
 
 def shared_flags(args: argparse.Namespace) -> list[object]:

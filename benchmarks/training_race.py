@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import ROOT, preset_file
 from published_steps import AbsorbingStep, TamingStep
 
 from vq_ihdm import HeatDissipationScheduler, VQIHDMPipeline
@@ -25,13 +26,19 @@ from vq_ihdm.training.run import TrainingRun
 from vq_ihdm.vqgan.criterion import Criterion
 from vq_ihdm.vqgan.losses import hinge_loss_discriminator
 
-ROOT = Path(__file__).resolve().parents[1]
 Contestants = dict[str, Callable[[], object]]
 
 
 def races(args: argparse.Namespace) -> Iterator[tuple[str, int, dict[str, np.ndarray]]]:
     """For each setting: what it is called, images a step, and seconds of each contestant's steps, ours first."""
-    flags = ["--config", args.config, "--dataset_name", args.dataset_name, "--gradient_accumulation_steps", "1"]
+    flags = [
+        "--config",
+        preset_file(str(args.config)),
+        "--dataset_name",
+        args.dataset_name,
+        "--gradient_accumulation_steps",
+        "1",
+    ]
     trunk = ["--perceptual_weights", args.perceptual_weights] if args.perceptual_weights else []
     width, height = load_slices(args.dataset_name)["train"][0]["image"].size
     adversarial = ["--disc_start", "0", "--disc_warmup_steps", "0"]
