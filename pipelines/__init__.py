@@ -43,7 +43,7 @@ def load_pipeline(path: str | os.PathLike, **kwargs) -> SlicePipeline:
         raise InputError(f"{path} holds a {name}, which is none of {', '.join(PIPELINES)}")
     try:
         return PIPELINES[name].from_pretrained(path, **kwargs)
-    except InputError as error:
+    except ValueError as error:
         raise InputError(f"{path} is no complete {name}: {error}") from error
 
 

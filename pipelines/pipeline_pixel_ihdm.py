@@ -18,7 +18,7 @@ class PixelIHDMPipeline(SlicePipeline):
         scheduler ([`InverseHeatScheduler`]): the blur widths and the noise.
 
     Raises:
-        InputError: the prior was fitted at another sigma than the scheduler's `sigma_max`.
+        ValueError: the prior was fitted at another sigma than the scheduler's `sigma_max`.
     """
 
     COMPONENTS = {

@@ -23,7 +23,7 @@ class VQIHDMPipeline(TokenPipeline):
         scheduler ([`HeatDissipationScheduler`]): draws and reveals codes.
 
     Raises:
-        InputError: they do not belong together: of another codebook or grid, or the prior was fitted at another sigma
+        ValueError: they do not belong together: of another codebook or grid, or the prior was fitted at another sigma
             than the scheduler's `sigma_max`.
     """
 

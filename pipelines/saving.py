@@ -11,8 +11,6 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 
-from ..errors import InputError
-
 # What lies beside the weights (see `vq_ihdm.hub`) and shows no scan: records, samples of the model, plots.
 SCANLESS = ("samples.png", *(f"evaluation/{name}.png" for name in ("samples", "anatomy", "distances")))
 COMPANIONS = ("README.md", "training.json", "notes.md", "evaluation/report.json", "evaluation/report.md", *SCANLESS)
@@ -87,18 +85,18 @@ def upload(
     """Commit a saved pipeline to the Hub, with those of its companions that show no scan.
 
     Raises:
-        InputError: the prior is made of training images and no record says that they may be passed on, or the
+        ValueError: the prior is made of training images and no record says that they may be passed on, or the
             evaluation beside the weights found that training images were memorised.
     """
     record, report = folder / "training.json", folder / "evaluation" / "report.json"
     may_be_passed_on = record.is_file() and json.loads(record.read_text())["data"]["redistribution"]
     if holds_training_images(folder) and not may_be_passed_on:
-        raise InputError(
+        raise ValueError(
             f"the prior in {folder} is made of blurred training images; publish.py --allow_restricted_images publishes "
             "it all the same"
         )
     if report.is_file() and not json.loads(report.read_text()).get("audit", {}).get("passed"):
-        raise InputError(
+        raise ValueError(
             f"the memorisation audit in {report} was not passed; publish.py --allow_failed_audit publishes it all the "
             "same"
         )

@@ -40,7 +40,7 @@ class SlicePipeline(DiffusionPipeline):
         """Asked when a pipeline is made, so whenever one is loaded, and when it is saved.
 
         Raises:
-            InputError: a weight is not finite, or the components do not belong together.
+            ValueError: a weight is not finite, or the components do not belong together.
         """
         for name, component in self.components.items():
             if isinstance(component, torch.nn.Module):
@@ -120,8 +120,8 @@ class SlicePipeline(DiffusionPipeline):
                 `local_files_only` and `force_download`, where a repository is downloaded.
 
         Raises:
-            InputError: a component cannot be read, is incomplete or not finite, or does not belong to the others.
-            ValueError: `use_safetensors` is False, or no network has the `variant`.
+            ValueError: a component cannot be read, is incomplete or not finite, or does not belong to the others;
+                `use_safetensors` is False, or no network has the `variant`.
             TypeError: another keyword.
         """
         torch_dtype = kwargs.pop("dtype", torch_dtype)
@@ -193,9 +193,9 @@ class SlicePipeline(DiffusionPipeline):
                 `repo_id` (by default the folder's name), which is made `private` when it does not exist.
 
         Raises:
-            InputError: a weight is not finite, or, with `push_to_hub`, the pipeline must not leave (see
+            ValueError: a weight is not finite; `safe_serialization` is False; the prior refuses (see
+                `BlurryPrior.save_pretrained`); or, with `push_to_hub`, the pipeline must not leave (see
                 `saving.upload`).
-            ValueError: `safe_serialization` is False, or the prior refuses (see `BlurryPrior.save_pretrained`).
         """
         if not safe_serialization:
             raise ValueError("weights are saved as safetensors alone; leave out safe_serialization=False")

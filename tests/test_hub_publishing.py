@@ -298,7 +298,7 @@ def test_a_prior_of_scans_leaves_only_where_they_may_be_passed_on(
         author.run(f"pipe.push_to_hub({name!r})")
         assert ("model", name) in hub.repositories
     else:
-        with pytest.raises(RemoteError, match="InputError.*blurred training images.*--allow_restricted_images"):
+        with pytest.raises(RemoteError, match="ValueError.*blurred training images.*--allow_restricted_images"):
             author.run(f"pipe.push_to_hub({name!r})")
         assert ("model", name) not in hub.repositories
 
@@ -306,7 +306,7 @@ def test_a_prior_of_scans_leaves_only_where_they_may_be_passed_on(
 def test_a_failed_audit_holds_for_push_to_hub_too(hub: HubServer, author: HubClient, model: Path):
     memorising(model)
     author.run(WITH_PACKAGE.format(str(model)))
-    with pytest.raises(RemoteError, match="InputError.*audit.*--allow_failed_audit"):
+    with pytest.raises(RemoteError, match="ValueError.*audit.*--allow_failed_audit"):
         author.run("pipe.push_to_hub('tester/memorising')")
     assert ("model", "tester/memorising") not in hub.repositories
 

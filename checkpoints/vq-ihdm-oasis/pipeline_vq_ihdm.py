@@ -1,4 +1,4 @@
-# Made by `save_pretrained` from vq_ihdm.covariates, vq_ihdm.errors, vq_ihdm.weights, vq_ihdm.code_indices, vq_ihdm.pipelines.saving, vq_ihdm.pipelines.slice_pipeline, vq_ihdm.pipelines.token_pipeline, vq_ihdm.pipelines.pipeline_vq_ihdm.
+# Made by `save_pretrained` from vq_ihdm.covariates, vq_ihdm.weights, vq_ihdm.code_indices, vq_ihdm.pipelines.saving, vq_ihdm.pipelines.slice_pipeline, vq_ihdm.pipelines.token_pipeline, vq_ihdm.pipelines.pipeline_vq_ihdm.
 """What a model can be asked for: its covariates with their ranges and categories, and how they become numbers.
 
 A table of covariates is a tensor (N, C) with a column for each: numbers as they are, categories by their index, NaN
@@ -150,75 +150,6 @@ def _counting(first: int, last: int, like: torch.Tensor) -> torch.Tensor:
     return torch.arange(first, last + 1, dtype=like.dtype, device=like.device)
 
 
-"""How a user's mistake is told: one sentence with the remedy, a non-zero exit, no traceback."""
-
-import errno
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-
-INTERRUPTED = 130  # the exit code of a program stopped by Ctrl-C: whatever was to follow must not start
-
-# What the system refuses for reasons outside the program.
-REMEDIES = {
-    errno.ENOSPC: "make room and start the same command again",
-    errno.EDQUOT: "make room and start the same command again",
-    errno.EFBIG: "write to a place that takes larger files",
-    errno.EROFS: "choose a folder that may be written to",
-    errno.EACCES: "choose a place that may be read and written by you",
-    errno.EPERM: "choose a place that may be read and written by you",
-    errno.EEXIST: "choose another folder, or move the file away that has this name",
-    errno.ENOTDIR: "choose another folder, or move the file away that has this name",
-    errno.EISDIR: "choose another file, or move the folder away that has this name",
-    errno.ENAMETOOLONG: "choose a shorter name",
-}
-
-
-class InputError(ValueError):
-    """Input that cannot be used. The message is one sentence: what is wrong, where, and the remedy."""
-
-
-@contextmanager
-def naming(what: object, remedy: str) -> Iterator[None]:
-    """A boundary around one input, such as a file: whatever goes wrong inside becomes an `InputError` that names it.
-
-    An `InputError` from inside is a sentence without its subject ("is empty; ..."), which `what` becomes. Readers and
-    the libraries below them raise everything else, from OSError to KeyError, over a damaged file.
-    """
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{what} {error}") from error
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"{what} cannot be used ({reason}); {remedy}.") from error
-
-
-def one_line(message: object) -> str:
-    """A message as it can be printed: file names may hold line breaks, or bytes that are no UTF-8."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(message))
-
-
-def run(main: Callable[[], None]) -> None:
-    """Run a script's `main`; what is not the program's fault becomes one line on stderr.
-
-    The exit code is 1 after an `InputError` and where the system refuses to read or write (a full disk, a read-only
-    folder), `INTERRUPTED` after Ctrl-C. Anything else is a fault of ours and keeps its traceback.
-    """
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"error: {one_line(error)}")
-    except OSError as error:
-        if error.errno not in REMEDIES:
-            raise
-        place = f"{one_line(error.filename)}: " if error.filename else ""
-        sys.exit(f"error: {place}{error.strerror}; {REMEDIES[error.errno]}")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-
-
 """What is asked of networks before they draw: complete, finite, made for each other.
 
 The libraries fill a tensor that a file lacks with random numbers and go on, and NaN gives pictures, too.
@@ -232,7 +163,6 @@ import torch
 from transformers import PreTrainedModel
 
 
-
 def load_component(cls: type, path: str | os.PathLike, **kwargs: Any) -> Any:
     """`cls.from_pretrained`; of a network, from safetensors alone and in evaluation mode.
 
@@ -242,7 +172,7 @@ def load_component(cls: type, path: str | os.PathLike, **kwargs: Any) -> Any:
         kwargs: of `from_pretrained`.
 
     Raises:
-        InputError: there is nothing that can be read, or the weights lack a tensor, have one too many, or one of
+        ValueError: there is nothing that can be read, or the weights lack a tensor, have one too many, or one of
             another shape than their config's.
     """
     is_network = issubclass(cls, torch.nn.Module)
@@ -254,7 +184,7 @@ def load_component(cls: type, path: str | os.PathLike, **kwargs: Any) -> Any:
         loaded = cls.from_pretrained(path, **kwargs)
     except Exception as error:  # of diffusers, transformers, safetensors, torch or a config's class
         reason = re.split(r"\n|\.\s", str(error).strip() or type(error).__name__)[0]  # its first sentence
-        raise InputError(f"{path} cannot be read as {cls.__name__} ({reason}); save it again") from error
+        raise ValueError(f"{path} cannot be read as {cls.__name__} ({reason}); save it again") from error
     if not is_network:
         return loaded
     model, info = loaded
@@ -262,28 +192,28 @@ def load_component(cls: type, path: str | os.PathLike, **kwargs: Any) -> Any:
     problems["have another shape of"] = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
     for problem, names in problems.items():
         if names:
-            raise InputError(f"the weights of {path} {problem} {sorted(names)[0]}; save them again")
+            raise ValueError(f"the weights of {path} {problem} {sorted(names)[0]}; save them again")
     return model.eval()
 
 
 def check_finite(model: torch.nn.Module, name: str) -> None:
     """
     Raises:
-        InputError: a parameter or buffer of `model`, called `name` in the message, is NaN or infinite.
+        ValueError: a parameter or buffer of `model`, called `name` in the message, is NaN or infinite.
     """
     for key, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
-            raise InputError(f"{name}.{key} holds numbers that are not finite")
+            raise ValueError(f"{name}.{key} holds numbers that are not finite")
 
 
 def check_equal(what: str, **values: Any) -> None:
     """
     Raises:
-        InputError: components, given by name with what each says of `what`, do not belong together.
+        ValueError: components, given by name with what each says of `what`, do not belong together.
     """
     if len(set(values.values())) > 1:
         said = ", ".join(f"{name} {value}" for name, value in values.items())
-        raise InputError(f"components of one pipeline have one {what}, not {said}")
+        raise ValueError(f"components of one pipeline have one {what}, not {said}")
 
 
 """From slices to code indices and back, for training, evaluation and sampling alike."""
@@ -325,7 +255,6 @@ from importlib.util import resolve_name
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
-
 
 # What lies beside the weights (see `vq_ihdm.hub`) and shows no scan: records, samples of the model, plots.
 SCANLESS = ("samples.png", *(f"evaluation/{name}.png" for name in ("samples", "anatomy", "distances")))
@@ -401,18 +330,18 @@ def upload(
     """Commit a saved pipeline to the Hub, with those of its companions that show no scan.
 
     Raises:
-        InputError: the prior is made of training images and no record says that they may be passed on, or the
+        ValueError: the prior is made of training images and no record says that they may be passed on, or the
             evaluation beside the weights found that training images were memorised.
     """
     record, report = folder / "training.json", folder / "evaluation" / "report.json"
     may_be_passed_on = record.is_file() and json.loads(record.read_text())["data"]["redistribution"]
     if holds_training_images(folder) and not may_be_passed_on:
-        raise InputError(
+        raise ValueError(
             f"the prior in {folder} is made of blurred training images; publish.py --allow_restricted_images publishes "
             "it all the same"
         )
     if report.is_file() and not json.loads(report.read_text()).get("audit", {}).get("passed"):
-        raise InputError(
+        raise ValueError(
             f"the memorisation audit in {report} was not passed; publish.py --allow_failed_audit publishes it all the "
             "same"
         )
@@ -468,7 +397,7 @@ class SlicePipeline(DiffusionPipeline):
         """Asked when a pipeline is made, so whenever one is loaded, and when it is saved.
 
         Raises:
-            InputError: a weight is not finite, or the components do not belong together.
+            ValueError: a weight is not finite, or the components do not belong together.
         """
         for name, component in self.components.items():
             if isinstance(component, torch.nn.Module):
@@ -548,8 +477,8 @@ class SlicePipeline(DiffusionPipeline):
                 `local_files_only` and `force_download`, where a repository is downloaded.
 
         Raises:
-            InputError: a component cannot be read, is incomplete or not finite, or does not belong to the others.
-            ValueError: `use_safetensors` is False, or no network has the `variant`.
+            ValueError: a component cannot be read, is incomplete or not finite, or does not belong to the others;
+                `use_safetensors` is False, or no network has the `variant`.
             TypeError: another keyword.
         """
         torch_dtype = kwargs.pop("dtype", torch_dtype)
@@ -621,9 +550,9 @@ class SlicePipeline(DiffusionPipeline):
                 `repo_id` (by default the folder's name), which is made `private` when it does not exist.
 
         Raises:
-            InputError: a weight is not finite, or, with `push_to_hub`, the pipeline must not leave (see
+            ValueError: a weight is not finite; `safe_serialization` is False; the prior refuses (see
+                `BlurryPrior.save_pretrained`); or, with `push_to_hub`, the pipeline must not leave (see
                 `saving.upload`).
-            ValueError: `safe_serialization` is False, or the prior refuses (see `BlurryPrior.save_pretrained`).
         """
         if not safe_serialization:
             raise ValueError("weights are saved as safetensors alone; leave out safe_serialization=False")
@@ -759,7 +688,7 @@ class VQIHDMPipeline(TokenPipeline):
         scheduler ([`HeatDissipationScheduler`]): draws and reveals codes.
 
     Raises:
-        InputError: they do not belong together: of another codebook or grid, or the prior was fitted at another sigma
+        ValueError: they do not belong together: of another codebook or grid, or the prior was fitted at another sigma
             than the scheduler's `sigma_max`.
     """
 

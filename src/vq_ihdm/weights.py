@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from .errors import InputError
-
 
 def load_component(cls: type, path: str | os.PathLike, **kwargs: Any) -> Any:
     """`cls.from_pretrained`; of a network, from safetensors alone and in evaluation mode.
@@ -22,7 +20,7 @@ def load_component(cls: type, path: str | os.PathLike, **kwargs: Any) -> Any:
         kwargs: of `from_pretrained`.
 
     Raises:
-        InputError: there is nothing that can be read, or the weights lack a tensor, have one too many, or one of
+        ValueError: there is nothing that can be read, or the weights lack a tensor, have one too many, or one of
             another shape than their config's.
     """
     is_network = issubclass(cls, torch.nn.Module)
@@ -34,7 +32,7 @@ def load_component(cls: type, path: str | os.PathLike, **kwargs: Any) -> Any:
         loaded = cls.from_pretrained(path, **kwargs)
     except Exception as error:  # of diffusers, transformers, safetensors, torch or a config's class
         reason = re.split(r"\n|\.\s", str(error).strip() or type(error).__name__)[0]  # its first sentence
-        raise InputError(f"{path} cannot be read as {cls.__name__} ({reason}); save it again") from error
+        raise ValueError(f"{path} cannot be read as {cls.__name__} ({reason}); save it again") from error
     if not is_network:
         return loaded
     model, info = loaded
@@ -42,25 +40,25 @@ def load_component(cls: type, path: str | os.PathLike, **kwargs: Any) -> Any:
     problems["have another shape of"] = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
     for problem, names in problems.items():
         if names:
-            raise InputError(f"the weights of {path} {problem} {sorted(names)[0]}; save them again")
+            raise ValueError(f"the weights of {path} {problem} {sorted(names)[0]}; save them again")
     return model.eval()
 
 
 def check_finite(model: torch.nn.Module, name: str) -> None:
     """
     Raises:
-        InputError: a parameter or buffer of `model`, called `name` in the message, is NaN or infinite.
+        ValueError: a parameter or buffer of `model`, called `name` in the message, is NaN or infinite.
     """
     for key, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
-            raise InputError(f"{name}.{key} holds numbers that are not finite")
+            raise ValueError(f"{name}.{key} holds numbers that are not finite")
 
 
 def check_equal(what: str, **values: Any) -> None:
     """
     Raises:
-        InputError: components, given by name with what each says of `what`, do not belong together.
+        ValueError: components, given by name with what each says of `what`, do not belong together.
     """
     if len(set(values.values())) > 1:
         said = ", ".join(f"{name} {value}" for name, value in values.items())
-        raise InputError(f"components of one pipeline have one {what}, not {said}")
+        raise ValueError(f"components of one pipeline have one {what}, not {said}")

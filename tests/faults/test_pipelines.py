@@ -125,7 +125,7 @@ def test_a_damaged_record_is_refused_in_one_sentence(folder: Path, text: str):
 def test_what_is_not_finite_is_not_saved(pipeline, network: str, tmp_path: Path):
     tensors = getattr(pipeline, network).state_dict().values()
     next(t for t in tensors if t.is_floating_point() and t.numel()).view(-1)[0] = torch.nan
-    with pytest.raises(InputError, match=f"{network}.* not finite"):
+    with pytest.raises(ValueError, match=f"{network}.* not finite"):
         pipeline.save_pretrained(tmp_path / "pipeline")
     assert not (tmp_path / "pipeline").exists()
 
@@ -138,7 +138,7 @@ def test_components_of_two_pipelines_do_not_make_one(pipeline):
         ("denoiser", tiny_denoiser(code_dim=6), "shape of u_T"),
         ("vqvae", other, "number of codes"),
     ):
-        with pytest.raises(InputError, match=what):
+        with pytest.raises(ValueError, match=what):
             type(pipeline)(**pipeline.components | {name: component})
 
 

@@ -49,12 +49,12 @@ def load_vq_model(path: str | Path) -> VQModel:
     for subfolder in (None, "vqvae"):
         try:
             model = load_component(VQModel, path, subfolder=subfolder)
-        except InputError as error:
+            check_finite(model, str(path))
+        except ValueError as error:
             reasons.append(str(error))
         else:
-            check_finite(model, str(path))
             return _with_paper_loss(model)
-    raise InputError(f"{path} holds no VQModel ({reasons[0]}); train one with train_vqgan.py")
+    raise InputError(f"{path} holds no VQModel ({' and '.join(reasons)}); train one with train_vqgan.py")
 
 
 def _with_paper_loss(model: VQModel) -> VQModel:
