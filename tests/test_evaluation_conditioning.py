@@ -1,11 +1,22 @@
 """Control, utility and fidelity by group, on features whose dependence on the covariates is known."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
+import torch
+from conftest import HEIGHT, NUM_CODES, WIDTH, tiny_denoiser, tiny_vq_model
+from evaluation_helpers import TinyExtractor, as_split, people
 
+from vq_ihdm import HeatDissipationScheduler, VQIHDMPipeline
 from vq_ihdm.covariates import Covariate
 from vq_ihdm.evaluation.conditioning import Labelled, conditioning_figures, groups_of
+from vq_ihdm.evaluation.evaluator import EvaluationSet
+from vq_ihdm.evaluation.features import FeatureNetwork
+from vq_ihdm.evaluation.image_sets import ImageSet
+from vq_ihdm.evaluation.pipelines import evaluate_pipeline
 from vq_ihdm.evaluation.report import KINDS
+from vq_ihdm.fit_prior import fit_prior
 
 AGE = Covariate("age", "continuous", 20, 80, 50, 17)
 SEX = Covariate("sex", "category", categories=("F", "M"))
@@ -92,3 +103,44 @@ def test_a_covariate_that_one_side_does_not_know_is_left_out():
     assert {features for _, features in measure(labelled(240, 1, seed=2), TRAINING._replace(table=table))} == {
         "sex", "sex F", "sex M",
     }  # fmt: skip
+
+
+def with_covariates(num_subjects: int, seed: int) -> ImageSet:
+    """People of known age and sex; the age of some is missing."""
+    found = people(num_subjects, 4, seed=seed)
+    age = [None if subject % 5 == 0 else 20 + 3.0 * subject for subject in found.subjects]
+    sex = ["FM"[subject % 2] for subject in found.subjects]
+    return ImageSet(found.images, found.subjects, found.slices, as_split(found.images, age=age, sex=sex))
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """Of a pipeline that knows age and sex and has learned nothing."""
+    training, held_out = with_covariates(20, seed=1), with_covariates(12, seed=2)
+    network = FeatureNetwork(TinyExtractor(), cache=tmp_path_factory.mktemp("cache"))
+    denoiser = tiny_denoiser(covariates=[asdict(covariate) for covariate in KNOWN])
+    codes = torch.randint(NUM_CODES, (80, HEIGHT, WIDTH), generator=torch.Generator().manual_seed(0))
+    table = torch.stack([torch.linspace(20, 80, 80), (torch.arange(80) % 2).float()], dim=1)
+    prior = fit_prior(
+        codes, 2.0, rank=6, num_components=2, embed=denoiser.embed_codes, known_covariates=KNOWN, covariates=table
+    )
+    scheduler = HeatDissipationScheduler(num_train_timesteps=20, sigma_max=2.0, delta=0.1)
+    pipeline = VQIHDMPipeline(tiny_vq_model(), denoiser, prior, scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    return evaluate_pipeline(pipeline, EvaluationSet(training, held_out, [network]), num_images=80)
+
+
+def test_a_pipeline_that_knows_covariates_is_asked_for_those_of_training_images(report):
+    control = report.figure("control_accuracy", "sex")
+    assert control.generated.num_images == 80 and control.floor.num_images == 48
+    low, high = control.generated.interval
+    assert low <= 0.5 + 0.15 and high >= 0.5 - 0.15  # it has not learned to obey
+    # A fifth of the training images are of people of unknown age, so nothing was asked of as many.
+    ages = report.figure("control_error", "age")
+    assert ages.generated.num_images == 80 - 16 and ages.floor.num_images == 48 - 12
+
+
+def test_the_report_has_a_heading_for_covariates(report):
+    markdown = report.to_markdown({})
+    assert "## Covariates" in markdown and "covariates of training images" in markdown
+    assert markdown.index("Control, error of a probe") > markdown.index("## Covariates")

@@ -189,7 +189,7 @@ def evaluate_images(
     reference: EvaluationSet,
     tokenized: Tokenized | None = None,
     codes: np.ndarray | None = None,
-    prior: list[Figure] | None = None,
+    others: list[Figure] | None = None,
     about: dict | None = None,
 ) -> Report:
     """Every figure of a set of generated images.
@@ -199,7 +199,8 @@ def evaluate_images(
         tokenized: the real images through the system's tokenizer (`pipelines.tokenize`), for ceiling, reconstruction
             and all that is measured on codes.
         codes: (N, h, w), those the images were decoded from, where they are known; given with `tokenized`.
-        prior: the audit of the system's prior (`pipelines.prior_figures`), which takes part in the verdict.
+        others: what needs the pipeline to be measured: its prior's audit, which takes part in the verdict, and whether
+            it obeys (`pipelines.prior_figures`, `pipelines.covariate_figures`).
         about: how the images were made, for the report.
 
     Raises:
@@ -238,7 +239,7 @@ def evaluate_images(
     found = {space.name: space.search(vectors[audited]) for space, vectors in queries}
     spaces = [space for space, _ in queries]
     figures += [figure for space in spaces for figure in memorisation_figures(space, *found[space.name])]
-    figures += prior or []
+    figures += others or []
     relative = {name: relative_distance(*nearest_images) for name, nearest_images in found.items()}
     power = positive_control(spaces, relative, reference, tokenized)
 

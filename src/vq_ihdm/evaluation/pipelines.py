@@ -4,7 +4,7 @@ report = evaluate_pipeline(load_pipeline("runs/ihdm/pipeline"), reference, num_i
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,10 +12,14 @@ import torch
 from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
+from ..covariates import Covariate, decode_covariates
+from ..data.conditioning import covariate_table
 from ..data.images import tensor_to_uint8
 from ..data.tokens import encode_split
 from ..heat import blur
+from .conditioning import Labelled, conditioning_figures
 from .evaluator import EvaluationSet, evaluate_images
+from .image_sets import ImageSet, independent
 from .memorisation import memorisation_figures
 from .report import Figure, Report
 from .second_stage import Tokenized
@@ -45,6 +49,8 @@ def evaluate_pipeline(
 ) -> Report:
     """Draw images from a pipeline and evaluate them, its tokenizer and its prior, as far as it has them.
 
+    A pipeline that knows covariates is asked for those of training images, so that its images are of that population.
+
     Args:
         batch_size: images that the pipeline works on at a time.
         sampling: arguments of the pipeline's call, such as `num_inference_steps` or `temperature`.
@@ -52,15 +58,24 @@ def evaluate_pipeline(
     Raises:
         InputError: num_images is too small, or the pipeline draws another size than that of the real images.
     """
-    drawn = draw_images(pipe, num_images, seed, batch_size, **sampling)
+    known = getattr(getattr(pipe, "denoiser", None), "known_covariates", [])
+    asked, about = {}, {"pipeline": type(pipe).__name__, **sampling, "seed": seed}
+    if known:
+        table = covariate_table(known, reference.training.split)
+        table = table[np.resize(reference.training_index(num_images), num_images)]
+        asked["covariates"] = decode_covariates(known, table)
+        about["covariates"] = "of training images"
+    drawn = draw_images(pipe, num_images, seed, batch_size, **sampling, **asked)
     reference.check(drawn.images, "generated")
-    tokenized = prior = None
+    tokenized, others = None, []
     if drawn.codes is not None:
         tokenized = tokenize(pipe, reference, batch_size)
         if hasattr(pipe, "prior"):
-            prior = prior_figures(pipe, reference, tokenized, num_images, seed)
-    about = {"pipeline": type(pipe).__name__, **sampling, "seed": seed, "seconds_per_image": round(drawn.seconds, 4)}
-    return evaluate_images(drawn.images, reference, tokenized, drawn.codes, prior, about)
+            others += prior_figures(pipe, reference, tokenized, num_images, seed)
+    if known:
+        others += covariate_figures(known, table, drawn.images, reference)
+    about["seconds_per_image"] = round(drawn.seconds, 4)
+    return evaluate_images(drawn.images, reference, tokenized, drawn.codes, others, about)
 
 
 def draw_images(pipe: DiffusionPipeline, num_images: int, seed: int, batch_size: int = 32, **sampling) -> Drawn:
@@ -106,6 +121,21 @@ def prior_figures(
     training, held_out = blurry_states(tokenized.training_codes[:, 0]), blurry_states(tokenized.held_out_codes)
     space = reference.space("u_T", training, held_out, scale=1 / np.sqrt(draws[0].size))
     return memorisation_figures(space, *space.search(draws))
+
+
+def covariate_figures(
+    known: Sequence[Covariate], asked: torch.Tensor, images: np.ndarray, reference: EvaluationSet
+) -> list[Figure]:
+    """Whether images (N, H, W) uint8 show the covariates (N, C) that were asked for; see `conditioning`."""
+    primary = reference.networks[0]
+
+    def label(image_set: ImageSet, table: torch.Tensor) -> Labelled:
+        return Labelled(primary(image_set.images).pooled.numpy(), table.numpy(), image_set.subjects)
+
+    training, held_out = (
+        label(side, covariate_table(known, side.split)) for side in (reference.training, reference.held_out)
+    )
+    return conditioning_figures(known, training, held_out, label(independent(images), asked))
 
 
 def _in_batches(
