@@ -32,6 +32,8 @@ SENSIBLE = {
         "lr_decay_steps",
         "ema_decay",
         "dropout",
+        "covariate_dropout",
+        "dataloader_num_workers",  # the main process reads
         "dead_code_steps",
         "perceptual_weight",
         "disc_weight",
