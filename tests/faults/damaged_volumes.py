@@ -103,6 +103,6 @@ def write_odd(folder: Path) -> set[str]:
 
 
 def large(data: np.ndarray, voxel_mm: float) -> nib.Nifti1Image:
-    """A small file of a rotated head that fills `20 voxel_mm` each way."""
+    """A rotated cube of 20 voxels a side: a small file, a large room."""
     turn = Rotation.from_euler("xyz", [35, 35, 35], degrees=True).as_matrix() * voxel_mm
     return nib.Nifti1Image(data[6:26, 8:28, 2:22], nib.affines.from_matvec(turn, -turn @ [10, 10, 10]))
