@@ -1,16 +1,18 @@
 """A page to look at: draw synthetic brain slices in the browser.
 
     python app.py                                   # the shipped checkpoint
-    python app.py --pipeline runs/ihdm/pipeline
+    python app.py --pipeline runs/ihdm/pipeline     # or a Hub id
 
-It needs gradio (`pip install -e '.[app]'`). Where this package is not installed, in a Space (`publish.py --as_space`),
-the pipeline that was published with the page is drawn from by the code beside its weights; of no other is code run.
+It takes no upload, and removes what it wrote. It needs gradio (`pip install -e '.[app]'`). Where this package is not
+installed, in a Space (`publish.py --as_space`), the pipeline that was published with the page is drawn from by the code
+beside its weights; of no other is code run.
 """
 
 import argparse
 import json
 import os
 import tempfile
+import time
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
@@ -22,31 +24,62 @@ import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from diffusers.utils import make_image_grid
+from huggingface_hub import snapshot_download
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 SHIPPED = Path(__file__).parent / "checkpoints" / "vq-ihdm-oasis"
 ABOUT = """# Synthetic brain slices in one step
 Discrete VQ-IHDM draws a blurry state from a prior, the codes of a VQGAN from a denoiser, and pixels from the VQGAN's
 decoder. **For research, not for diagnosis.** The same numbers give the same images."""
+LIMITS = """**Limits.** {known}Slices are drawn one by one and do not make up a volume; their finest texture is smoother
+than a scanner's. Nobody has labelled or checked them, and what looks like a finding is none."""
 BLEND = "from the blurry state of the first seed to that of the second"
 AUDIT = """Under each image: root-mean-square difference in grey levels to the nearest training slice, both reduced
 {pool}-fold, and the share of held-out slices that have a nearer one. A copy would be at 0 and 0 %."""
+DESCRIPTION = "Synthetic image drawn by a model; no person was scanned."
+RANGES = {
+    "Images": (1, 16),
+    "Seed": (0, 2**32 - 1),
+    "Steps": (1, 12),
+    "Temperature": (0, 1.5),
+    "Second seed": (0, 2**32 - 1),
+    "Blend": (0, 1),
+}
+LIFETIME = 600  # seconds, of the files behind a visitor's images
 
 
-def load(folder: Path) -> DiffusionPipeline:
-    """The pipeline in `folder`.
+def load(path_or_id: str | Path) -> DiffusionPipeline:
+    """The pipeline in a folder or Hub repository.
 
     Raises:
-        ValueError: it is damaged, or not the shipped one where the package is missing.
+        ValueError: it is damaged or no VQIHDMPipeline, or not the shipped one where the package is missing.
     """
     try:
         from vq_ihdm import load_pipeline
     except ModuleNotFoundError as error:
-        if folder != SHIPPED:
+        if path_or_id != SHIPPED:
             raise ValueError("--pipeline needs this project's package: pip install -e .") from error
-        return DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
-    return load_pipeline(folder)
+        return DiffusionPipeline.from_pretrained(path_or_id, trust_remote_code=True)
+    pipe = load_pipeline(path_or_id)
+    if type(pipe).__name__ != "VQIHDMPipeline":
+        raise ValueError(f"{path_or_id} holds a {type(pipe).__name__}; name a VQIHDMPipeline as train_ihdm.py saves it")
+    return pipe
+
+
+def check(*numbers: float | None) -> None:
+    """Refuse numbers outside `RANGES`, in their order: whoever calls the page by its API is not held by the sliders.
+
+    Raises:
+        gr.Error: with a sentence for the visitor.
+    """
+    for (name, (low, high)), number in zip(RANGES.items(), numbers, strict=True):
+        if number is None or not low <= number <= high:  # not a number is in no range
+            raise gr.Error(f"{name} must be a number from {low} to {high}.")
 
 
 def blended_states(
@@ -89,39 +122,84 @@ def save_nifti(images: list[Image.Image], spacing_mm: list[float], file: Path) -
     vertical, horizontal = spacing_mm
     affine = np.diag([horizontal, vertical, 1.0, 1.0])
     affine[:2, 3] = -horizontal * (sections.shape[0] - 1) / 2, -vertical * (sections.shape[1] - 1) / 2
-    nib.save(nib.Nifti1Image(np.ascontiguousarray(sections), affine), file)
+    volume = nib.Nifti1Image(np.ascontiguousarray(sections), affine)
+    volume.header["descrip"] = DESCRIPTION
+    nib.save(volume, file)
 
 
-def build_page(folder: Path, downloads: Path) -> gr.Blocks:
-    """The page around the pipeline in `folder`; what can be downloaded is written to `downloads`."""
-    pipe = load(folder)
+def save_contact_sheet(images: list[Image.Image], file: Path) -> None:
+    columns = min(4, len(images))
+    blank = [Image.new("L", images[0].size, 255)] * (-len(images) % columns)
+    text = PngInfo()
+    text.add_text("Description", DESCRIPTION)
+    make_image_grid(images + blank, -(-len(images) // columns), columns).save(file, pnginfo=text)
+
+
+def remove_old(folder: Path) -> None:
+    """Remove the files that were written longer ago than `LIFETIME`."""
+    for file in folder.iterdir():
+        if time.time() - file.stat().st_mtime > LIFETIME:
+            file.unlink()
+
+
+def describe_limits(record: dict) -> str:
+    """The page's words about the model with this `training.json`."""
+    data = record.get("data", {})
+    subjects = data.get("splits", {}).get("train", {}).get("subjects")
+    known = f"It knows {subjects} people of one collection, {data['source']}, and none beside. " if subjects else ""
+    return LIMITS.format(known=known)
+
+
+class NoUploads:
+    """Middleware that closes gradio's upload endpoint: the page needs none."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        closed = scope["type"] == "http" and scope["path"].rstrip("/").endswith("/upload")
+        await (PlainTextResponse("This page takes no files.", 403) if closed else self.app)(scope, receive, send)
+
+
+def build_page(path_or_id: str | Path, downloads: Path) -> gr.Blocks:
+    """The page around a pipeline; what can be downloaded is written to `downloads`, for a while.
+
+    Raises:
+        ValueError: as `load`.
+    """
+    pipe = load(path_or_id)
     pipe.set_progress_bar_config(disable=True)
-    index = load_file(folder / "audit_index.safetensors") if (folder / "audit_index.safetensors").is_file() else None
-    record = folder / "training.json"
-    spacing = json.loads(record.read_text())["data"].get("spacing_mm") if record.is_file() else None
+    folder = Path(path_or_id) if Path(path_or_id).is_dir() else Path(snapshot_download(path_or_id))
+    index_file, record_file = folder / "audit_index.safetensors", folder / "training.json"
+    index = load_file(index_file) if index_file.is_file() else None
+    record = json.loads(record_file.read_text()) if record_file.is_file() else {}
+    spacing = record.get("data", {}).get("spacing_mm") or [1.0, 1.0]
 
     def generate(num_images, seed, steps, temperature, second_seed, blend):
+        check(num_images, seed, steps, temperature, second_seed, blend)
+        num_images, seed, steps, second_seed = (int(number) for number in (num_images, seed, steps, second_seed))
         images = draw(pipe, num_images, seed, steps, temperature, second_seed, blend)
+        remove_old(downloads)
         name = f"vq-ihdm_{num_images}_{seed}_{steps}_{temperature:g}_{second_seed}_{blend:g}"
-        columns = min(4, num_images)
-        blank = [Image.new("L", images[0].size, 255)] * (-num_images % columns)
-        make_image_grid(images + blank, -(-num_images // columns), columns).save(downloads / f"{name}.png")
-        save_nifti(images, spacing or [1.0, 1.0], downloads / f"{name}.nii.gz")
-        gallery = list(zip(images, captions(images, index), strict=True))
-        return gallery, downloads / f"{name}.png", downloads / f"{name}.nii.gz"
+        sheet, volume = downloads / f"{name}.png", downloads / f"{name}.nii.gz"
+        save_contact_sheet(images, sheet)
+        save_nifti(images, spacing, volume)
+        return list(zip(images, captions(images, index), strict=True)), sheet, volume
 
-    with gr.Blocks(title="Synthetic brain slices") as page:
+    with gr.Blocks(title="Synthetic brain slices", delete_cache=(LIFETIME, LIFETIME)) as page:
         gr.Markdown(ABOUT)
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
-                num_images = gr.Slider(1, 16, 8, step=1, label="Images")
-                steps = gr.Slider(1, 12, 1, step=1, label="Steps")
-                temperature = gr.Slider(0, 1.5, pipe.scheduler.config.temperature, step=0.05, label="Temperature")
-                with gr.Row():
-                    seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=80)
-                    second_seed = gr.Number(1, label="Second seed", precision=0, minimum=0, min_width=80)
-                blend = gr.Slider(0, 1, 0, step=0.05, label="Blend", info=BLEND)
+                num_images = gr.Slider(*RANGES["Images"], 8, step=1, label="Images")
+                seed = gr.Number(0, label="Seed", minimum=0, step=1)
                 button = gr.Button("Generate", variant="primary", elem_id="generate")
+                steps = gr.Slider(*RANGES["Steps"], 1, step=1, label="Steps")
+                temperature = gr.Slider(
+                    *RANGES["Temperature"], pipe.scheduler.config.temperature, step=0.05, label="Temperature"
+                )
+                with gr.Accordion("Between two seeds", open=False):
+                    second_seed = gr.Number(1, label="Second seed", minimum=0, step=1)
+                    blend = gr.Slider(*RANGES["Blend"], 0, step=0.05, label="Blend", info=BLEND)
             with gr.Column(scale=3):
                 gallery = gr.Gallery(label="Samples", columns=4, format="png", object_fit="contain", elem_id="samples")
                 if index is not None:
@@ -131,22 +209,29 @@ def build_page(folder: Path, downloads: Path) -> gr.Blocks:
                         gr.DownloadButton("Contact sheet (PNG)", elem_id="png"),
                         gr.DownloadButton("Slices (NIfTI)", elem_id="nifti"),
                     ]
-        button.click(generate, [num_images, seed, steps, temperature, second_seed, blend], [gallery, *files])
+        gr.Markdown(describe_limits(record))
+        settings, shown = [num_images, seed, steps, temperature, second_seed, blend], [gallery, *files]
+        button.click(generate, settings, shown)
+        page.load(generate, settings, shown, api_name=False)
     return page
+
+
+def serve(page: gr.Blocks, downloads: Path, **options) -> str:
+    """Launch the page; its address. `options` are those of `gr.Blocks.launch`."""
+    middleware = {"middleware": [Middleware(NoUploads)]}
+    return page.launch(allowed_paths=[str(downloads)], app_kwargs=middleware, **options)[1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pipeline", type=Path, default=SHIPPED, help="folder of a VQIHDMPipeline")
+    parser.add_argument("--pipeline", default=SHIPPED, help="folder or Hub id of a VQIHDMPipeline")
     args = parser.parse_args()
-    if not (args.pipeline / "prior").is_dir():
-        raise SystemExit(f"error: {args.pipeline} holds no VQIHDMPipeline; name one that train_ihdm.py saved")
     with tempfile.TemporaryDirectory() as downloads:
         try:
             page = build_page(args.pipeline, Path(downloads))
         except ValueError as error:
             raise SystemExit(f"error: {error}") from error
-        page.launch(allowed_paths=[downloads])
+        serve(page, Path(downloads))
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ if __name__ == "__main__":
         for name in ("page", "profile", "downloads"):
             (Path(folder) / name).mkdir()
         page = app.build_page(pipeline, Path(folder) / "page")
-        _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, allowed_paths=[folder])
+        address = app.serve(page, Path(folder), prevent_thread_lock=True, quiet=True)
         browser = start_browser(Path(folder) / "profile", Path(folder) / "downloads")
         generate(browser, address, 8)
         time.sleep(1)  # until the spinner has faded

@@ -1,8 +1,11 @@
 """The page: what it draws, and that a visitor of the browser sees and gets it."""
 
+import json
+import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,13 +17,17 @@ from conftest import tiny_vq_ihdm
 from hub_fixtures import record
 from PIL import Image
 
-from vq_ihdm import VQIHDMPipeline
+from vq_ihdm import GANPipeline, VQIHDMPipeline
+from vq_ihdm.baselines.stacks import LatentDecoder
 from vq_ihdm.data.images import load_slices
 from vq_ihdm.hub.audit_index import POOL, write_audit_index
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install -e '.[app]'")
 nib = pytest.importorskip("nibabel")
 
+import gradio  # noqa: E402
+import gradio_client  # noqa: E402
+import httpx  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 import app  # noqa: E402
@@ -103,9 +110,62 @@ def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     """The address of the running page."""
     offered = tmp_path_factory.mktemp("offered")
     blocks = app.build_page(folder, offered)
-    _, address, _ = blocks.launch(prevent_thread_lock=True, quiet=True, allowed_paths=[str(offered)])
-    yield address
+    yield app.serve(blocks, offered, prevent_thread_lock=True, quiet=True)
     blocks.close()
+
+
+@pytest.fixture(scope="module")
+def visitor(page: str, tmp_path_factory: pytest.TempPathFactory) -> gradio_client.Client:
+    return gradio_client.Client(page, verbose=False, download_files=str(tmp_path_factory.mktemp("received")))
+
+
+ASKED = {"num_images": 3, "seed": 4, "steps": 1, "temperature": 1.0, "second_seed": 1, "blend": 0.0}
+
+
+def test_the_files_a_visitor_gets_say_that_they_are_synthetic(visitor: gradio_client.Client):
+    gallery, sheet, volume = visitor.predict(*ASKED.values(), api_name="/generate")
+    assert len(gallery) == 3 and "Synthetic" in Image.open(sheet).text["Description"]
+    assert b"Synthetic" in bytes(nib.load(volume).header["descrip"])
+
+
+@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, 2**64, None])
+def test_numbers_that_no_slider_gives_are_refused_in_a_sentence(name: str, value: float | None):
+    app.check(*ASKED.values())
+    with pytest.raises(gradio.Error, match="must be a number from 0|must be a number from 1"):
+        app.check(*(ASKED | {name: value}).values())
+
+
+def test_a_caller_of_the_api_is_refused_too(visitor: gradio_client.Client):
+    for name, value in (("temperature", 7), ("seed", -1), ("num_images", 10_000)):
+        with pytest.raises(gradio_client.exceptions.AppError):
+            visitor.predict(*(ASKED | {name: value}).values(), api_name="/generate")
+
+
+def test_uploads_are_closed(page: str):
+    for address in ("gradio_api/upload", "upload", "gradio_api/upload/"):
+        assert httpx.post(page + address, files={"files": ("a.txt", b"text")}).status_code == 403
+    assert httpx.get(page).status_code == 200
+
+
+def test_old_files_are_removed(tmp_path: Path):
+    for name, age in (("old", app.LIFETIME + 10), ("new", 10)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    app.remove_old(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["new"]
+
+
+def test_limits_are_named(folder: Path):
+    said = app.describe_limits(json.loads((folder / "training.json").read_text()))
+    assert "20 people of one collection, OASIS-1" in said and "what looks like a finding is none" in said
+    assert "people of one" not in app.describe_limits({})
+
+
+def test_another_system_is_refused(tmp_path: Path):
+    GANPipeline(LatentDecoder(32, 32, latent_dim=8).eval()).save_pretrained(tmp_path / "gan")
+    with pytest.raises(ValueError, match="holds a GANPipeline"):
+        app.load(tmp_path / "gan")
 
 
 @pytest.fixture(scope="module")
