@@ -1,12 +1,17 @@
 """Draw many images from a pipeline into files that say they are synthetic.
 
     accelerate launch generate.py --pipeline checkpoints/vq-ihdm-oasis --num_images 1000 --output_dir images
+    accelerate launch generate.py --pipeline runs/ihdm/pipeline --num_images 1000 --output_dir women \\
+        --covariates age=60:85 sex=F
     accelerate launch generate.py --pipeline checkpoints/vq-ihdm-oasis --num_images 100000 --output_dir images \\
         --format parquet --push_to_hub account/synthetic-brains
 
 Under --output_dir stand `000000.png`, ... (or `000000.nii.gz`, ...) and `metadata.csv`, or with --format parquet a data
 set of shards with its card; and `manifest.json` with the seed, the settings and the versions of the libraries. Both
 forms are read by `datasets.load_dataset`. Every file tells model, weights, seed and licence.
+
+--covariates asks a conditional model: a value, a range low:high (uniformly drawn), or `population`, as in the training
+set, which holds for what is left out too. `metadata.csv` tells what each image was asked to be.
 
 Image i depends on the seed and on i alone, however many processes share the work. Interrupted, the same command goes
 on with what is missing or damaged; --num_images may have grown. Another --batch_size gives the same images but for
@@ -36,6 +41,7 @@ from vq_ihdm.files import replacing
 from vq_ihdm.hub.record import read_record
 from vq_ihdm.pictures import contact_sheet, save_picture
 from vq_ihdm.sampling_arguments import add_sampling_arguments, sampling_arguments
+from vq_ihdm.synthetic.asked import covariates_of_images, parse_covariates
 from vq_ihdm.synthetic.image_files import SUFFIXES, ImageFiles
 from vq_ihdm.synthetic.provenance import Provenance, describe, pipeline_folder, seed_of_image
 
@@ -59,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         "where the pipeline's training.json does not say")  # fmt: skip
     add("--contact_sheet", type=Path, help="picture of the first 64 images, outside --output_dir")
     add("--torch_dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    add("--covariates", nargs="+", default=[], metavar="NAME=VALUE", help="age=75, age=60:85, sex=F, cdr=population")
     add_sampling_arguments(parser)
     group = parser.add_argument_group("publishing the shards of --format parquet")
     group.add_argument("--push_to_hub", metavar="REPO_ID", help="data set on the Hub; a shard is sent when it is whole")
@@ -75,15 +82,22 @@ def main() -> None:
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
     pipeline = load_pipeline(args.pipeline, torch_dtype=getattr(torch, args.torch_dtype)).to(accelerator.device)
     pipeline.set_progress_bar_config(disable=True)
-    provenance = describe(args.pipeline, pipeline, args.torch_dtype, sampling_arguments(args, pipeline), args.seed)
+    known_covariates = getattr(pipeline.components.get("denoiser"), "known_covariates", ())
+    sampling = sampling_arguments(args, pipeline)
+    if asked := parse_covariates(args.covariates, known_covariates):
+        sampling["covariates"] = asked
+    provenance = describe(args.pipeline, pipeline, args.torch_dtype, sampling, args.seed)
     if args.format == "parquet":
         from vq_ihdm.synthetic.shards import ParquetShards  # brings `datasets`, which image files do without
 
         layout = {"images_per_shard": args.images_per_shard}
-        output = ParquetShards(args.output_dir, provenance, **layout)
+        output = ParquetShards(args.output_dir, provenance, **layout, known_covariates=known_covariates)
     else:
         layout = {"spacing_mm": find_spacing(args) if args.format != "png" else None}
-        output = ImageFiles(args.output_dir, SUFFIXES[args.format], provenance, args.batch_size, **layout)
+        suffixes = SUFFIXES[args.format]
+        output = ImageFiles(
+            args.output_dir, suffixes, provenance, args.batch_size, **layout, known_covariates=known_covariates
+        )
 
     settings = {**asdict(provenance), "format": args.format, **layout}
     num_images = max(args.num_images, read_manifest(args.output_dir, settings).get("num_images", 0))
@@ -140,15 +154,22 @@ def ranges(start: int, stop: int, size: int) -> list[range]:
 
 def draw(
     pipeline: DiffusionPipeline, part: range, batch_size: int, provenance: Provenance, progress: tqdm
-) -> Iterator[np.ndarray]:
-    """The images of `part`, (H, W) uint8, one after the other."""
+) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    """The images of `part`, (H, W) uint8, one after the other, each with the covariates it was asked to have."""
+    sampling = dict(provenance.sampling)
+    asked = sampling.pop("covariates", {})
     for batch in ranges(part.start, part.stop, batch_size):
-        generators = [torch.Generator().manual_seed(seed_of_image(provenance.seed, i)) for i in batch]
+        seeds = [seed_of_image(provenance.seed, i) for i in batch]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        if asked:
+            sampling["covariates"] = covariates_of_images(asked, seeds)
         try:
-            images = pipeline(len(batch), generator=generators, chunk_size=batch_size, **provenance.sampling).images
+            output = pipeline(len(batch), generator=generators, chunk_size=batch_size, **sampling)
         except ValueError as error:  # an argument outside the pipeline's range
             raise InputError(str(error)) from error
-        yield from map(np.asarray, images)
+        told = getattr(output, "covariates", None) or {}
+        for i, image in enumerate(output.images):
+            yield np.asarray(image), {name: values[i] for name, values in told.items()}
         progress.update(len(batch))
 
 

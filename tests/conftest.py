@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,6 +25,7 @@ from safetensors.torch import save_file  # noqa: E402
 from torchvision.models import alexnet  # noqa: E402
 
 from vq_ihdm import HeatDissipationScheduler, VQIHDMDenoiser, VQIHDMDenoiserConfig, VQIHDMPipeline  # noqa: E402
+from vq_ihdm.covariates import Covariate  # noqa: E402
 from vq_ihdm.fit_prior import fit_prior  # noqa: E402
 from vq_ihdm.vqgan.model import create_vq_model  # noqa: E402
 
@@ -130,6 +132,30 @@ def tiny_vq_ihdm(seed: int = 0) -> VQIHDMPipeline:
     return pipeline
 
 
+KNOWN_COVARIATES = [
+    Covariate("age", "continuous", low=20, high=80, mean=50, std=17),
+    Covariate("sex", "category", categories=("F", "M")),
+]
+
+
+def tiny_conditional() -> VQIHDMPipeline:
+    """As `tiny_vq_ihdm`, but it knows age and sex."""
+    denoiser = tiny_denoiser(covariates=[asdict(covariate) for covariate in KNOWN_COVARIATES])
+    for parameter in denoiser.covariate_embedding.parameters():
+        torch.nn.init.normal_(parameter)
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(NUM_CODES, (240, HEIGHT, WIDTH), generator=generator)
+    table = torch.stack([20 + 60 * torch.rand(240, generator=generator), (torch.arange(240) % 2).float()], 1)
+    prior = fit_prior(
+        codes, 2.0, rank=6, num_components=2, embed=denoiser.embed_codes, known_covariates=KNOWN_COVARIATES,
+        covariates=table,
+    )  # fmt: skip
+    scheduler = HeatDissipationScheduler(num_train_timesteps=20, sigma_max=2.0, delta=0.1)
+    pipeline = VQIHDMPipeline(tiny_vq_model(), denoiser, prior, scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def build_template_set(folder: Path, num_subjects: int) -> Path:
     """A data set of template-derived subjects with four 32x32 slices each."""
     run_script(
@@ -175,6 +201,14 @@ def onnx_folder(tmp_path_factory: pytest.TempPathFactory, pipeline_folder: Path)
     folder = tmp_path_factory.mktemp("exported") / "onnx"
     flags = [part for name, value in ONNX_SETTINGS.items() for part in (f"--{name}", value)]
     run_script("export.py", "--pipeline", pipeline_folder, "--output_dir", folder, *flags)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def asked_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny pipeline that knows age and sex; not to be written to."""
+    folder = tmp_path_factory.mktemp("pipelines") / "asked"
+    tiny_conditional().save_pretrained(folder)
     return folder
 
 

@@ -5,21 +5,16 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from conftest import CODE_DIM, HEIGHT, NUM_CODES, WIDTH, run_script, tiny_denoiser, tiny_vq_model
+from conftest import CODE_DIM, HEIGHT, NUM_CODES, WIDTH, run_script, tiny_conditional, tiny_denoiser, tiny_vq_model
+from conftest import KNOWN_COVARIATES as KNOWN
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
-from vq_ihdm import AbsorbingDiffusionPipeline, HeatDissipationScheduler, VQIHDMPipeline
+from vq_ihdm import AbsorbingDiffusionPipeline, VQIHDMPipeline
 from vq_ihdm.baselines.absorbing import AbsorbingDenoiser, AbsorbingDenoiserConfig
-from vq_ihdm.covariates import Covariate
 from vq_ihdm.data.conditioning import covariate_table, find_vocabulary, withhold
 from vq_ihdm.errors import InputError
 from vq_ihdm.fit_prior import MIN_SUBJECTS, fit_prior
-
-KNOWN = [
-    Covariate("age", "continuous", low=20, high=80, mean=50, std=17),
-    Covariate("sex", "category", categories=("F", "M")),
-]
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -103,18 +98,7 @@ def test_every_number_of_covariates_is_withheld_in_a_share_of_the_rows():
 
 @pytest.fixture(scope="module")
 def asked() -> VQIHDMPipeline:
-    denoiser = tiny_denoiser(covariates=[asdict(covariate) for covariate in KNOWN])
-    for parameter in denoiser.covariate_embedding.parameters():
-        torch.nn.init.normal_(parameter)
-    codes = torch.randint(NUM_CODES, (240, HEIGHT, WIDTH), generator=seeded())
-    table = torch.stack([20 + 60 * torch.rand(240, generator=seeded(1)), (torch.arange(240) % 2).float()], 1)
-    prior = fit_prior(
-        codes, 2.0, rank=6, num_components=2, embed=denoiser.embed_codes, known_covariates=KNOWN, covariates=table
-    )
-    scheduler = HeatDissipationScheduler(num_train_timesteps=20, sigma_max=2.0, delta=0.1)
-    pipeline = VQIHDMPipeline(tiny_vq_model(), denoiser, prior, scheduler)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return tiny_conditional()
 
 
 def test_any_subset_may_be_asked_for_and_the_rest_is_drawn(asked):

@@ -307,3 +307,46 @@ def test_images_of_a_model_without_a_passed_audit_are_not_pushed(generate, descr
     assert "--allow_unevaluated" in refusal(generate, *few, pipeline=unevaluated)
     assert "--allow_failed_audit" in refusal(generate, *few, pipeline=evaluate(unevaluated, ratio=0.5))
     assert not any((tmp_path / "images").glob("data/*"))
+
+
+# ---- covariates ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["png", "nifti", "parquet"])
+def test_the_table_tells_what_each_image_was_asked_to_be(generate, asked_folder, format):
+    ask = ("--covariates", "age=60:80", "sex=F", "--format", format, "--spacing_mm", 1)
+    folder = generate("--num_images", 5, *ask, pipeline=asked_folder)
+    generate("--num_images", 7, *ask, pipeline=asked_folder)  # goes on
+    if format == "parquet":
+        rows = load_dataset(str(folder), split="train").remove_columns("image").to_list()
+    else:
+        rows = list(csv.DictReader((folder / "metadata.csv").open()))
+    ages = [float(row["age"]) for row in rows]
+    assert len(rows) == 7 and len(set(ages)) == 7 and min(ages) >= 60 and max(ages) <= 80
+    assert {row["sex"] for row in rows} == {"F"}
+
+
+def test_what_is_not_asked_for_is_drawn_as_in_the_population_and_told(generate, asked_folder):
+    folder = generate("--num_images", 8, "--covariates", "age=75", "sex=population", pipeline=asked_folder)
+    rows = list(csv.DictReader((folder / "metadata.csv").open()))
+    assert {row["age"] for row in rows} == {"75.0"} and {row["sex"] for row in rows} == {"F", "M"}
+
+
+@pytest.mark.parametrize(
+    ("ask", "sentence"),
+    [
+        ("age", "name=value"),
+        ("weight=70", "it knows age, sex"),
+        ("sex=X", "F, M"),
+        ("age=60:200", "20 to 80"),
+        ("age=70:60", "low:high"),
+        ("age=old", "a number"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused_before_anything_stands(generate, asked_folder, tmp_path, ask, sentence):
+    assert sentence in refusal(generate, "--num_images", 2, "--covariates", ask, pipeline=asked_folder)
+    assert not (tmp_path / "images").exists()
+
+
+def test_a_model_without_covariates_cannot_be_asked(generate):
+    assert "without covariates" in refusal(generate, "--num_images", 1, "--covariates", "age=70")

@@ -2,12 +2,15 @@
 
 import csv
 import gzip
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from ..covariates import Covariate
 from ..files import replacing
 from .provenance import Provenance, nifti_bytes, png_bytes
 
@@ -24,6 +27,7 @@ class ImageFiles:
         provenance: what each of them tells.
         batch_size: images that are drawn, and looked after, together.
         spacing_mm: height and width of a pixel, for NIfTI.
+        known_covariates: what the model can be asked for: further columns of the table.
     """
 
     def __init__(
@@ -33,20 +37,22 @@ class ImageFiles:
         provenance: Provenance,
         batch_size: int,
         spacing_mm: Sequence[float] | None = None,
+        known_covariates: Sequence[Covariate] = (),
     ):
         self.folder, self.suffixes, self.provenance = folder, suffixes, provenance
         self.images_per_part, self.spacing_mm = batch_size, spacing_mm
+        self.known_covariates = known_covariates
 
     def holds(self, part: range) -> bool:
         """Whether every image of `part` is there and whole."""
         return all(self._holds_image(i) for i in part)
 
-    def write(self, part: range, images: Iterable[np.ndarray]) -> None:
-        """Write the images (H, W) uint8 of `part`; those that are there and whole stay untouched."""
-        for i, pixels in zip(part, images, strict=True):
+    def write(self, part: range, images: Iterable[tuple[np.ndarray, dict[str, Any]]]) -> None:
+        """Write the images (H, W) uint8 of `part` and their covariates; what is there and whole stays."""
+        for i, (pixels, covariates) in zip(part, images, strict=True):
             if self._holds_image(i):
                 continue
-            about = self.provenance.of_image(i)
+            about = self.provenance.of_image(i, covariates)
             for suffix in self.suffixes:
                 with replacing(self._file_of(i, suffix)) as temporary:
                     temporary.write_bytes(
@@ -60,12 +66,14 @@ class ImageFiles:
     def finish(self) -> None:
         """Write the table: a row an image, in the form `datasets` joins to the files."""
         suffix = self.suffixes[0]
+        names = [covariate.name for covariate in self.known_covariates]
         with replacing(self.folder / "metadata.csv") as temporary, temporary.open("w", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
-            table.writerow(["file_name", *COLUMNS])
+            table.writerow(["file_name", *COLUMNS, *names])
             for image in sorted(self.folder.glob(f"[0-9]*{suffix}")):
-                about = self.provenance.of_image(int(image.name.removesuffix(suffix)))
-                table.writerow([image.name, *(about[column] for column in COLUMNS)])
+                covariates = read_about(image)["covariates"] if names else {}
+                about = self.provenance.of_image(int(image.name.removesuffix(suffix)), covariates)
+                table.writerow([image.name, *(about[column] for column in COLUMNS), *map(covariates.get, names)])
 
     def _file_of(self, i: int, suffix: str) -> Path:
         return self.folder / f"{i:06d}{suffix}"
@@ -94,3 +102,12 @@ def read_image(file: Path) -> np.ndarray:
     import nibabel as nib
 
     return np.asarray(nib.load(file).dataobj)[:, :, 0].T[::-1]
+
+
+def read_about(file: Path) -> dict[str, Any]:
+    """What the file of an image says about it."""
+    if file.suffix == ".png":
+        return json.loads(Image.open(file).text["Comment"])
+    import nibabel as nib
+
+    return json.loads(nib.load(file).header.extensions[0].get_content())

@@ -30,7 +30,7 @@ class Provenance:
         weights: digest of the components' weights and configs.
         licence: Hub id of the licence of the training data, under which the weights are passed on.
         torch_dtype: of the weights.
-        sampling: arguments of the pipeline's call, where they are not its own defaults.
+        sampling: arguments of the pipeline's call, where they are not its own defaults; `covariates` as `Asked`.
         seed: of the run.
     """
 
@@ -42,9 +42,10 @@ class Provenance:
     sampling: dict[str, Any]
     seed: int
 
-    def of_image(self, i: int) -> dict[str, Any]:
-        """What the file of image i says about it."""
-        return {"synthetic": True, **asdict(self), "index": i, "image_seed": seed_of_image(self.seed, i)}
+    def of_image(self, i: int, covariates: dict[str, Any]) -> dict[str, Any]:
+        """What the file of image i says about it; `covariates`: what it was asked to be, or drawn as."""
+        about = {"synthetic": True, **asdict(self), "index": i, "image_seed": seed_of_image(self.seed, i)}
+        return about | {"covariates": covariates} if covariates else about
 
 
 def describe(

@@ -1,8 +1,9 @@
 """Drawn images as parquet shards with a card: what `load_dataset(folder)` reads, at any number of images."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ from datasets import Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from ..covariates import Covariate
 from ..files import replacing
 from .provenance import Provenance, png_bytes
 
@@ -25,8 +27,16 @@ class ParquetShards:
     shards, and a killed one loses no more than the shard it was at.
     """
 
-    def __init__(self, folder: Path, provenance: Provenance, images_per_shard: int):
+    def __init__(
+        self,
+        folder: Path,
+        provenance: Provenance,
+        images_per_shard: int,
+        known_covariates: Sequence[Covariate] = (),
+    ):
         self.folder, self.provenance, self.images_per_part = folder, provenance, images_per_shard
+        types = {c.name: Value("string" if c.kind == "category" else "float32") for c in known_covariates}
+        self.features = Features({**FEATURES, **types})
 
     def holds(self, part: range) -> bool:
         """Whether the shard of the images `part` is there with all of them."""
@@ -35,14 +45,14 @@ class ParquetShards:
         except (FileNotFoundError, pa.ArrowInvalid):  # not there, or not whole
             return False
 
-    def write(self, part: range, images: Iterable[np.ndarray]) -> None:
-        """Write the shard of the images (H, W) uint8 of `part`."""
+    def write(self, part: range, images: Iterable[tuple[np.ndarray, dict[str, Any]]]) -> None:
+        """Write the shard of the images (H, W) uint8 of `part` with their covariates."""
         rows = []
-        for i, pixels in zip(part, images, strict=True):
-            about = self.provenance.of_image(i)
+        for i, (pixels, covariates) in zip(part, images, strict=True):
+            about = self.provenance.of_image(i, covariates)
             image = {"bytes": png_bytes(pixels, about), "path": f"{i:06d}.png"}
-            rows.append({"image": image, **{name: about[name] for name in FEATURES if name != "image"}})
-        table = pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema)
+            rows.append({"image": image, **{name: about[name] for name in ("index", "image_seed")}, **covariates})
+        table = pa.Table.from_pylist(rows, schema=self.features.arrow_schema)
         with replacing(self._file_of(part)) as temporary:
             pq.write_table(table, temporary, row_group_size=IMAGES_PER_ROW_GROUP)
 
