@@ -16,7 +16,14 @@ from datasets import Dataset, Features, load_dataset
 from PIL import Image
 
 import vq_ihdm.data.tokens
-from vq_ihdm.data.images import SliceTensors, check_image_size, image_to_tensor, load_slices, tensor_to_uint8
+from vq_ihdm.data.images import (
+    SliceTensors,
+    check_image_size,
+    grey_levels,
+    levels_to_tensor,
+    load_slices,
+    tensor_to_uint8,
+)
 from vq_ihdm.data.tokens import encode_split
 from vq_ihdm.errors import InputError, run
 from vq_ihdm.files import hold, replacing
@@ -33,7 +40,7 @@ def message(error: pytest.ExceptionInfo) -> str:
 
 def test_eight_bits_there_and_back():
     pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    tensor = image_to_tensor(Image.fromarray(pixels))
+    tensor = levels_to_tensor(grey_levels(Image.fromarray(pixels)))
     assert tensor.shape == (1, 16, 16) and tensor.dtype == torch.float32
     assert (tensor.min(), tensor.max()) == (-1, 1)
     np.testing.assert_array_equal(tensor_to_uint8(tensor[None])[0], pixels)
@@ -41,7 +48,7 @@ def test_eight_bits_there_and_back():
 
 def test_sixteen_bits_keep_their_levels():
     pixels = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
-    tensor = image_to_tensor(Image.fromarray(pixels))
+    tensor = levels_to_tensor(grey_levels(Image.fromarray(pixels)))
     assert len(tensor.unique()) == 4096 and tensor.min() == -1
     np.testing.assert_array_equal(((tensor[0].double() + 1) * 32767.5).round().numpy(), pixels)
 
@@ -58,16 +65,16 @@ def test_out_of_range_is_cut_off():
 
 def test_colours_are_refused():
     with pytest.raises(InputError, match="mode RGB"):
-        image_to_tensor(Image.new("RGB", (4, 4), (1, 1, 2)))
+        grey_levels(Image.new("RGB", (4, 4), (1, 1, 2)))
     with pytest.raises(InputError, match="mode I"):
-        image_to_tensor(Image.fromarray(np.full((4, 4), 70_000, np.int32)))
+        grey_levels(Image.fromarray(np.full((4, 4), 70_000, np.int32)))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P"])
 def test_grey_in_all_channels_is_grey(mode):
     pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     grey = Image.fromarray(pixels)
-    assert torch.equal(image_to_tensor(grey.convert(mode)), image_to_tensor(grey))
+    assert torch.equal(levels_to_tensor(grey_levels(grey.convert(mode))), levels_to_tensor(grey_levels(grey)))
 
 
 def test_a_built_set_of_sixteen_bits(tmp_path):

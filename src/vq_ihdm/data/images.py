@@ -126,15 +126,6 @@ def levels_to_tensor(levels: np.ndarray) -> torch.Tensor:
     return pixels * (2 / np.iinfo(levels.dtype).max) - 1
 
 
-def image_to_tensor(image: Image.Image) -> torch.Tensor:
-    """A grey PIL image (8 or 16 bit) -> (1, H, W) float32 in [-1, 1].
-
-    Raises:
-        InputError: as `grey_levels`.
-    """
-    return levels_to_tensor(grey_levels(image))
-
-
 def tensor_to_uint8(images: torch.Tensor) -> np.ndarray:
     """(B, 1, H, W) in [-1, 1] -> (B, H, W) uint8: the one path from network output to pixels."""
     return ((images.squeeze(1).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
