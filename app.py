@@ -191,7 +191,7 @@ def build_page(path_or_id: str | Path, downloads: Path) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
                 num_images = gr.Slider(*RANGES["Images"], 8, step=1, label="Images")
-                seed = gr.Number(0, label="Seed", minimum=0, step=1)
+                seed = gr.Number(0, label="Seed", minimum=0, step=1, elem_id="seed")
                 button = gr.Button("Generate", variant="primary", elem_id="generate")
                 steps = gr.Slider(*RANGES["Steps"], 1, step=1, label="Steps")
                 temperature = gr.Slider(

@@ -32,10 +32,9 @@ def start_browser(profile: Path, downloads: Path):
     return webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
 
 
-def generate(browser, address: str, count: int) -> list:
-    """Press Generate on the page and wait for `count` images to be there."""
+def visit(browser, address: str, count: int) -> list:
+    """Open the page and wait for the `count` images that it draws on load."""
     browser.get(address)
-    until(lambda: browser.find_elements("css selector", "#generate"))[0].click()
 
     def loaded() -> list:
         images = browser.find_elements("css selector", "#samples .grid-container img")
@@ -65,7 +64,7 @@ if __name__ == "__main__":
         page = app.build_page(pipeline, Path(folder) / "page")
         address = app.serve(page, Path(folder), prevent_thread_lock=True, quiet=True)
         browser = start_browser(Path(folder) / "profile", Path(folder) / "downloads")
-        generate(browser, address, 8)
+        visit(browser, address, 8)
         time.sleep(1)  # until the spinner has faded
         browser.save_screenshot(str(picture))
         browser.quit()

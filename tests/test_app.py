@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from browser import generate, start_browser, until
+from browser import start_browser, until, visit
 from conftest import tiny_vq_ihdm
 from hub_fixtures import record
 from PIL import Image
@@ -180,8 +180,14 @@ def browser(tmp_path_factory: pytest.TempPathFactory, downloads: Path) -> Iterat
     browser.quit()
 
 
-def test_a_visitor_presses_generate_sees_eight_brains_and_downloads_them(browser, page: str, downloads: Path):
-    images = generate(browser, page, 8)
+def test_a_visitor_sees_eight_brains_then_others_and_downloads_them(browser, page: str, downloads: Path):
+    images = visit(browser, page, 8)
+    first = images[0].get_property("src")
+    browser.find_element("css selector", "#seed input").send_keys("7")
+    browser.find_element("css selector", "#generate").click()
+    shown = "#samples .grid-container img"
+    until(lambda: browser.find_element("css selector", shown).get_property("src") != first)
+    images = visit(browser, page, 8)
     assert all(image.get_property("naturalWidth") == 32 for image in images)
     assert len(re.findall(r"\d+\.\d · \d+%", browser.find_element("css selector", "#samples").text)) == 8
     for button in ("png", "nifti"):
