@@ -64,6 +64,7 @@ from vq_ihdm.training.config import (
 )
 from vq_ihdm.training.ema import EMA
 from vq_ihdm.training.run import TrainingRun, make_accelerator, make_scheduler
+from vq_ihdm.weights import load_component
 
 GANS = {"wgan": WGAN, "alphawgan": AlphaWGAN, "vaegan": VAEGAN, "ccegan": CCEGAN}
 
@@ -209,7 +210,7 @@ def train_absorbing(
         return {"reweighted_elbo": total / len(held_out_codes)}, {"samples": sample_sheet(pipeline, args.seed)}
 
     run = train_network(args, accelerator, AbsorbingDenoiser(config), range(len(train_codes)), loss, validate)
-    return run, lambda: AbsorbingDiffusionPipeline(vqvae, AbsorbingDenoiser.from_pretrained(run.best_folder).eval())
+    return run, lambda: AbsorbingDiffusionPipeline(vqvae, load_component(AbsorbingDenoiser, run.best_folder))
 
 
 # ---- latent diffusion -----------------------------------------------------------------------------------------
@@ -259,7 +260,7 @@ def train_ldm(
 
     run = train_network(args, accelerator, unet, range(len(train_codes)), loss, validate)
     return run, lambda: LatentDiffusionPipeline(
-        vqvae, UNet2DModel.from_pretrained(run.best_folder).eval(), sampling_scheduler()
+        vqvae, load_component(UNet2DModel, run.best_folder), sampling_scheduler()
     )
 
 
@@ -317,7 +318,7 @@ def train_pixel_ihdm(
 
     unet = create_unet(height, width, args.block_out_channels, args.layers_per_block, args.norm_num_groups)
     run = train_network(args, accelerator, unet, train_set, heat_loss, validate)
-    return run, lambda: PixelIHDMPipeline(UNet2DModel.from_pretrained(run.best_folder).eval(), prior, scheduler)
+    return run, lambda: PixelIHDMPipeline(load_component(UNet2DModel, run.best_folder), prior, scheduler)
 
 
 # ---- GANs -----------------------------------------------------------------------------------------------------
@@ -366,7 +367,7 @@ def train_gan(
         return {"pixel_mmd": float(distance)}, {"samples": sample_sheet(pipeline, args.seed)}
 
     run = train_adversarial(args, accelerator, gan, SliceTensors(splits["train"]), validate)
-    return run, lambda: GANPipeline(LatentDecoder.from_pretrained(run.best_folder).eval())
+    return run, lambda: GANPipeline(load_component(LatentDecoder, run.best_folder))
 
 
 # ---- main -----------------------------------------------------------------------------------------------------

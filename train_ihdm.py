@@ -39,6 +39,7 @@ from vq_ihdm.training.config import (
 )
 from vq_ihdm.training.ema import EMA
 from vq_ihdm.training.run import TrainingRun, make_accelerator, make_scheduler
+from vq_ihdm.weights import load_component
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -138,7 +139,7 @@ def main() -> None:
             run.keep(measures, {"samples": sample_sheet(pipeline, args.seed)})
 
     if accelerator.is_main_process:
-        best = VQIHDMDenoiser.from_pretrained(run.best_folder).eval()
+        best = load_component(VQIHDMDenoiser, run.best_folder)
         save_trained_pipeline(VQIHDMPipeline(vqvae, best, prior, scheduler), args, run.best, splits)
 
 
@@ -192,8 +193,8 @@ def load_denoiser(path: str) -> VQIHDMDenoiser:
     """
     for subfolder in ("", "denoiser"):
         try:
-            return VQIHDMDenoiser.from_pretrained(path, subfolder=subfolder, use_safetensors=True)
-        except (OSError, ValueError) as error:
+            return load_component(VQIHDMDenoiser, path, subfolder=subfolder).train()
+        except ValueError as error:
             reason = str(error).splitlines()[0]
     raise InputError(f"{path} holds no denoiser ({reason}); train one with train_ihdm.py")
 

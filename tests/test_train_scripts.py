@@ -204,6 +204,26 @@ def test_a_vqgan_learns_on_from_a_model_or_a_pipeline(vqgan, vqgan_run, ihdm_run
             torch.testing.assert_close(tensor, before[name], atol=1e-6, rtol=0)
 
 
+def test_a_denoiser_learns_on_from_a_denoiser_or_a_pipeline(ihdm, ihdm_run, vqgan_run, tmp_path):
+    before = load_file(ihdm_run / "best" / "model.safetensors")
+    for place in (ihdm_run / "best", ihdm_run / "pipeline"):
+        folder = ihdm(
+            "--pretrained_model_name_or_path", place, "--learning_rate", 1e-12, "--hidden_size", 8,
+            "--max_train_steps", 1, output_dir=tmp_path / place.name,
+        )  # fmt: skip
+        after = load_file(folder / "best" / "model.safetensors")
+        for name, tensor in after.items():
+            torch.testing.assert_close(tensor, before[name], atol=1e-6, rtol=0)
+    assert "holds no denoiser" in refusal(ihdm, "--pretrained_model_name_or_path", vqgan_run / "best")
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(ihdm, ihdm_run):
+    folder = ihdm("--gradient_checkpointing", "--max_train_steps", 4)
+    first, second = (load_state(run / "checkpoint-4")["parts"]["network"] for run in (folder, ihdm_run))
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], atol=1e-5, rtol=1e-4)
+
+
 def test_training_the_decoder_alone_keeps_every_code(vqgan, vqgan_run, tmp_path):
     folder = vqgan("--pretrained_model_name_or_path", vqgan_run / "best", "--train_decoder_only")
     before, after = (load_vq_model(place).state_dict() for place in (vqgan_run / "best", folder / "last"))
