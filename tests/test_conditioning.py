@@ -170,7 +170,7 @@ def test_a_prior_of_other_covariates_is_refused(asked):
         torch.randn(30, CODE_DIM, HEIGHT, WIDTH, generator=seeded()), 2.0, rank=4, num_components=1,
         known_covariates=KNOWN[1:], covariates=(torch.arange(30) % 2).float()[:, None],
     )  # fmt: skip
-    with pytest.raises(InputError, match="covariates"):
+    with pytest.raises(ValueError, match="covariates"):
         VQIHDMPipeline(asked.vqvae, asked.denoiser, prior, asked.scheduler)
 
 

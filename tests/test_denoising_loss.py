@@ -21,7 +21,7 @@ class Recorder(torch.nn.Module):
         self.logits = 1e3 * torch.nn.functional.one_hot(z_0, NUM_CODES).float()
         self.logits[:, 0, 0] = 0
 
-    def forward(self, sample, sigma, known):
+    def forward(self, sample, sigma, known, covariates):
         self.sample, self.sigma, self.known = sample, sigma, known
         return type("Output", (), {"logits": self.logits})
 

@@ -63,8 +63,8 @@ def plain_ihdm(tiny_preset, template_set, vqgan_run) -> list:
     """train_ihdm.py without chance in its loss: a batch of two is then twice a batch of one."""
     return [
         "train_ihdm.py", "--config", tiny_preset, "--dataset_name", template_set, "--vqvae", vqgan_run / "best",
-        "--dropout", 0, "--delta", 0, "--reveal_probability", 0, "--no-random_flip", "--max_train_steps", 4,
-        "--gradient_accumulation_steps", 1, "--report_to", "none",
+        "--dropout", 0, "--delta", 0, "--reveal_probability", 0, "--no-random_flip", "--covariate_dropout", 0,
+        "--max_train_steps", 4, "--gradient_accumulation_steps", 1, "--report_to", "none",
     ]  # fmt: skip
 
 
