@@ -15,7 +15,7 @@ from PIL import Image
 from vq_ihdm.evaluation.features import FeatureNetwork
 
 TRANSFORMER = """{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, train_batch_size: 8,
-  lr_warmup_steps: 0, learning_rate: 0.03"""
+  lr_warmup_steps: 0, learning_rate: 0.1"""
 GAN = "{latent_dim: 4, train_batch_size: 4, num_validation_images: 4}"
 PRESET = f"""
 vqgan: {{block_out_channels: [8, 8, 8], layers_per_block: 1, latent_channels: 4, vq_embed_dim: 4, lr_warmup_steps: 0,
@@ -24,7 +24,7 @@ vqgan: {{block_out_channels: [8, 8, 8], layers_per_block: 1, latent_channels: 4,
 ihdm: {TRANSFORMER}, sigma_max: 2, delta: 1, prior_rank: 8}}
 baseline_absorbing: {TRANSFORMER}}}
 baseline_ldm: {{block_out_channels: [8, 8], layers_per_block: 1, norm_num_groups: 4, train_batch_size: 8,
-  lr_warmup_steps: 0}}
+  learning_rate: 0.1, lr_warmup_steps: 0}}
 baseline_pixel_ihdm: {{block_out_channels: [8, 8], layers_per_block: 1, norm_num_groups: 4, num_train_timesteps: 3,
   sigma_max: 8, prior: mixture, prior_rank: 8, train_batch_size: 4, num_validation_images: 4}}
 baseline_wgan: {GAN}
@@ -81,8 +81,8 @@ def test_table_1_has_every_system_and_goes_on_where_it_was_killed(benchmark, tmp
         assert (row["figures"]["fid"]["ceiling"] is not None) == (name in on_tokens)
         assert row["figures"]["kid"]["generated"]["num_images"] == 20
         assert Image.open(results / f"{name}.png").size == (8 * 34 - 2, 2 * 34 - 2)
-    fids = [row["figures"]["fid"]["generated"]["value"] for name, row in rows.items() if name[:4] != "ldm_"]
-    assert len(set(fids)) == len(fids)  # no two trainings drew the same images
+    fids = [row["figures"]["fid"]["generated"]["value"] for row in rows.values()]
+    assert len(set(fids)) == len(fids)  # no two of them drew the same images
     assert rows["vq_ihdm"]["figures"]["fid"]["floor"] == rows["wgan"]["figures"]["fid"]["floor"]
     assert Image.open(results / "table2.png").size == (6 * 34 - 2, 32)
     page = (results / "README.md").read_text()
@@ -111,12 +111,10 @@ def test_one_step_and_its_ablations(benchmark, vqgan_run):
     figures = [row["figures"] for row in rows.values()]
     assert all(f["kid"]["floor"] == figures[0]["kid"]["floor"] for f in figures)  # one reference for all
     # Every ablation and every training reaches its system: no two of them drew the same images, but for the priors of
-    # several Gaussians, of which so few slices leave one, latent diffusion, whose solver finds the same codes, and a
-    # little noise on u_T, which so small a network hardly sees.
+    # several Gaussians, of which so few slices leave one.
     drawn = {}
     for system, row in rows.items():
-        alike = ("Gaussians" in row["label"], system[:2] in (("latent diffusion", 10), ("latent diffusion", 50)))
-        if not any(alike) and row["delta"] != 0.3:
+        if "Gaussians" not in row["label"]:
             drawn.setdefault(row["figures"]["fid"]["generated"]["value"], []).append(system)
     assert [systems for systems in drawn.values() if len(systems) > 1] == []
     for name in ("quality_against_cost.png", "first_samples.png"):
