@@ -15,7 +15,7 @@ from PIL import Image
 from vq_ihdm.evaluation.features import FeatureNetwork
 
 TRANSFORMER = """{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, train_batch_size: 8,
-  lr_warmup_steps: 0, learning_rate: 0.1"""
+  lr_warmup_steps: 0, learning_rate: 0.03"""
 GAN = "{latent_dim: 4, train_batch_size: 4, num_validation_images: 4}"
 PRESET = f"""
 vqgan: {{block_out_channels: [8, 8, 8], layers_per_block: 1, latent_channels: 4, vq_embed_dim: 4, lr_warmup_steps: 0,
@@ -100,7 +100,7 @@ def test_table_1_has_every_system_and_goes_on_where_it_was_killed(benchmark, tmp
 
 
 def test_one_step_and_its_ablations(benchmark, vqgan_run):
-    flags = ("--vqvae", vqgan_run / "best", "--train_steps", 2, "--trainings", "default", "absorbing", "ldm")
+    flags = ("--vqvae", vqgan_run / "best", "--train_steps", 12, "--trainings", "default", "absorbing", "ldm")
     _, results = benchmark("one_step_vs_absorbing.py", *flags, "--training_seeds", 0, 1)
     content = json.loads((results / "results.json").read_text())
     rows = {(row["label"], row["num_inference_steps"], row["training_seed"]): row for row in content}
