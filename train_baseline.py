@@ -19,6 +19,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import asdict
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -46,9 +47,9 @@ from vq_ihdm.baselines.pixel_ihdm import InverseHeatScheduler, create_unet, inve
 from vq_ihdm.baselines.stacks import FACTOR, LatentDecoder
 from vq_ihdm.baselines.vaegan import VAEGAN
 from vq_ihdm.baselines.wgan import WGAN
-from vq_ihdm.data.conditioning import covariate_table, find_vocabulary, withhold
+from vq_ihdm.data.conditioning import covariate_table, find_vocabulary, slice_subjects, withhold
 from vq_ihdm.data.images import SliceTensors, check_image_size, load_slices
-from vq_ihdm.data.slices import mirror_at_random, spread_slices
+from vq_ihdm.data.slices import mirror_at_random, spread_indices, spread_slices
 from vq_ihdm.data.tokens import draw_views, load_tokens
 from vq_ihdm.errors import run as run_script
 from vq_ihdm.fit_prior import fit_prior
@@ -295,7 +296,15 @@ def train_pixel_ihdm(
     held_out = spread_slices(splits["validation"], args.num_validation_images) / 2 + 0.5
     scheduler = InverseHeatScheduler(K, args.sigma_min, args.sigma_max, args.training_noise, args.delta)
     prior_images = spread_slices(splits["train"], args.num_prior_images) / 2 + 0.5
-    prior = fit_prior(prior_images, args.sigma_max, args.prior, args.prior_rank, args.prior_components, args.seed)
+    prior = fit_prior(
+        prior_images,
+        args.sigma_max,
+        args.prior,
+        args.prior_rank,
+        args.prior_components,
+        args.seed,
+        subjects=np.array(slice_subjects(splits["train"]))[spread_indices(len(train_set), args.num_prior_images)],
+    )
     prior.allow_saving_images = args.allow_training_image_prior
 
     def heat_loss(network: nn.Module, images: torch.Tensor) -> torch.Tensor:

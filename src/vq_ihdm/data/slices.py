@@ -14,5 +14,9 @@ def mirror_at_random(images: torch.Tensor, random_flip: bool) -> torch.Tensor:
 
 def spread_slices(split: Dataset, num_slices: int) -> torch.Tensor:
     """At most `num_slices` slices, evenly spread over a split: its first ones belong to few subjects."""
-    slices = SliceTensors(split)
-    return slices.stack(torch.linspace(0, len(slices) - 1, min(num_slices, len(slices))).long().tolist())
+    return SliceTensors(split).stack(spread_indices(len(split), num_slices))
+
+
+def spread_indices(length: int, count: int) -> list[int]:
+    """At most `count` of the numbers 0..length-1, evenly spread from the first to the last."""
+    return torch.linspace(0, length - 1, min(count, length)).long().tolist()

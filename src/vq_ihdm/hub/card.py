@@ -18,7 +18,7 @@ from ..data.cards import ADNI, IXI, OASIS1, OWN, TEMPLATE, Source
 from ..errors import InputError
 from ..evaluation.report import EXPLANATIONS, table
 from ..evaluation.report import describe_audit as describe_verdict
-from ..files import read_json
+from ..files import read_json, replacing
 from .audit import audit_failures, memorisation_figures
 from .figures import TASK, eval_results, figure_table, headlines, quality, read_report
 from .record import RECORD, read_record
@@ -68,7 +68,8 @@ CONTACT = (
 
 def write_card(folder: Path, name: str | None = None) -> None:
     """Write `model_card` to `folder/README.md`."""
-    model_card(folder, name).save(folder / "README.md")
+    with replacing(folder / "README.md") as temporary:
+        model_card(folder, name).save(temporary)
 
 
 def model_card(folder: Path, name: str | None = None) -> ModelCard:

@@ -33,7 +33,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from .._version import __version__
 from ..data.cards import OWN
 from ..errors import InputError
-from ..files import read_json
+from ..files import read_json, replacing
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -103,7 +103,8 @@ def stage_record(args: argparse.Namespace, metrics: dict[str, float]) -> dict[st
 
 def write_record(folder: Path, data: dict[str, Any], stages: list[dict[str, Any]]) -> None:
     record = {"version": __version__, "data": data, "stages": stages}
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    with replacing(folder / RECORD) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def read_record(path_or_id: str | os.PathLike) -> dict[str, Any] | None:
