@@ -101,7 +101,8 @@ def draw(
         num_inference_steps=steps,
         temperature=temperature,
         generator=generators,
-        sample=blended_states(pipe, generators, others, blend),
+        # Unblended, the pipeline draws for itself, and tells a conditional denoiser which covariates it drew.
+        sample=blended_states(pipe, generators, others, blend) if blend else None,
     ).images
 
 
