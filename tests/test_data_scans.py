@@ -1,5 +1,7 @@
 """Which scan of a subject is taken, in trees as the archives lay them out."""
 
+import errno
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -11,6 +13,7 @@ from volume_helpers import adni_tree, bids_tree, distinct, oasis1_tree, save, vo
 
 from vq_ihdm.data.building import Rejections
 from vq_ihdm.data.scans import VOLUME_SUFFIXES, find_scans, preference, select_scans, volume_names
+from vq_ihdm.errors import InputError
 
 SMALL = ("--image_size", 32, "--voxel_size", 2, "--slices", "middle:2", "--split", 0.5, 0.25, 0.25)
 
@@ -189,3 +192,23 @@ def test_what_nibabel_reads_is_built(tmp_path: Path, suffix: str):
     assert {row["image"].tobytes() for row in rows} == {
         row["image"].tobytes() for row in build(tmp_path / "nii", tmp_path / "expected")
     }
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("open/s1.nii", "shut/s2.nii"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    scandir = os.scandir
+
+    def refusing(place):  # by the system's answer: permissions do not bind root, who may run the tests
+        if Path(place).name == "shut":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    rejections = Rejections(strict=False)
+    assert [scan.name for scan in find_scans(tmp_path, r"(s\d)", True, rejections)] == ["open/s1.nii"]
+    [(name, kind, reason)] = rejections.rows
+    assert (name, kind) == ("shut", "unusable") and "cannot be read (Permission denied)" in reason
+    with pytest.raises(InputError, match="shut cannot be read"):
+        find_scans(tmp_path, r"(s\d)", True, Rejections(strict=True))

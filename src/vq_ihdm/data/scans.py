@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -30,14 +31,17 @@ class Scan:
     image_id: str  # number in the ADNI archive
 
 
-def volume_names(folder: Path) -> list[str]:
+def volume_names(folder: Path, onerror: Callable[[OSError], None] | None = None) -> list[str]:
     """Paths of the volumes below `folder`, sorted.
 
     Hidden folders, `derivatives` and `sourcedata` are not searched. Links are followed, but no folder is searched
     twice: a link may lead to one of its own parents.
+
+    Args:
+        onerror: called, as by `os.walk`, for each folder that cannot be read; its error has the path as `filename`.
     """
     names, searched = [], set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=onerror, followlinks=True):
         status = os.stat(place)
         if (status.st_dev, status.st_ino) in searched:
             folders.clear()
@@ -72,7 +76,15 @@ def find_scans(folder: Path, subject_pattern: str, required: bool, rejections: R
     Raises:
         InputError: there is no such volume.
     """
-    names = volume_names(folder)
+
+    def unreadable(error: OSError) -> None:
+        place = Path(error.filename)
+        rejections(
+            place.relative_to(folder).as_posix(),
+            f"the folder {place} cannot be read ({error.strerror}), nor what lies in it; make it readable or move it.",
+        )
+
+    names = volume_names(folder, unreadable)
     if not names:
         raise InputError(
             f"no .nii or .nii.gz file, nor another volume that nibabel reads, was found in {folder}; "
