@@ -194,7 +194,8 @@ def read_manifest(output_dir: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """
     file = output_dir / "manifest.json"
     if not file.is_file():
-        if output_dir.exists() and any(output_dir.iterdir()):
+        # What a process leaves that was killed while it wrote the manifest is no file of somebody else's.
+        if output_dir.exists() and not all(file.name.endswith(".partial") for file in output_dir.iterdir()):
             raise InputError(f"{output_dir} holds files but no manifest.json; name a new --output_dir")
         return {}
     if not any(output_dir.glob("[0-9]*")) and not any(

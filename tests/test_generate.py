@@ -18,8 +18,10 @@ from datasets import load_dataset
 from hub_fixtures import evaluate, record
 from PIL import Image
 
+import generate as generate_script
 from vq_ihdm import GANPipeline
 from vq_ihdm.baselines.stacks import LatentDecoder
+from vq_ihdm.errors import InputError
 from vq_ihdm.evaluation.image_sets import read_image_folder
 from vq_ihdm.synthetic.provenance import seed_of_image
 
@@ -259,6 +261,14 @@ def test_the_card_says_model_seed_licence_and_audit(shards, described_pipeline):
     for part in ("license: odbl", "- synthetic", "10 images", about["model"], about["weights"], "**Passed**"):
         assert part in card
     assert not any(part in card for part in [*described_pipeline.parts[1:-1], *shards.parts[1:-1]])
+
+
+def test_a_run_that_was_killed_over_its_manifest_goes_on(tmp_path):
+    (tmp_path / ".manifest.json.partial").mkdir()
+    assert generate_script.read_manifest(tmp_path, {}) == {}
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match="name a new --output_dir"):
+        generate_script.read_manifest(tmp_path, {})
 
 
 def test_a_set_that_is_killed_again_and_again_equals_one_that_is_not(shards, described_pipeline, tmp_path):
