@@ -36,8 +36,9 @@ demo: samples $(VENV)/installed-demo
 	cp $(DEMO)/vqgan/reconstructions.png $(DEMO)/reconstructions.png
 	@echo "look at $(DEMO)/samples.png and $(DEMO)/reconstructions.png"
 
+# One process a core; the tests of a file share what they have trained.
 test: $(VENV)/installed
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # Without the tests that train, start several processes or run whole benchmarks: under a minute on two cores.
 test-fast: $(VENV)/installed
