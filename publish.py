@@ -16,7 +16,7 @@ from pathlib import Path
 from vq_ihdm.errors import run
 from vq_ihdm.hub.publishing import publish, publish_space
 
-OBJECTIONS = ("restricted_images", "unevaluated", "failed_audit")
+CHECKS = ("restricted_images", "unevaluated", "failed_audit")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = build_parser().parse_args()
-    allow = [objection for objection in OBJECTIONS if getattr(args, f"allow_{objection}")]
+    allow = [check for check in CHECKS if getattr(args, f"allow_{check}")]
     if args.as_space:
         url = publish_space(Path(__file__).parent, args.folder, args.repo_id, args.private, allow)
     else:

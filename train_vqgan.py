@@ -28,7 +28,7 @@ from vq_ihdm.data.images import SliceTensors, check_image_size, load_slices
 from vq_ihdm.data.slices import mirror_at_random, spread_slices
 from vq_ihdm.errors import InputError
 from vq_ihdm.errors import run as run_script
-from vq_ihdm.hub.card import write_card
+from vq_ihdm.hub.model_card import write_model_card
 from vq_ihdm.hub.publishing import push
 from vq_ihdm.hub.record import data_facts, read_record, stage_record, write_record
 from vq_ihdm.pictures import reconstruction_sheet
@@ -276,7 +276,7 @@ def describe(args: argparse.Namespace, about_data: dict) -> None:
     for folder in (Path(args.output_dir) / "best", Path(args.output_dir) / "last"):
         metrics = json.loads((folder / "metrics.json").read_text())
         write_record(folder, about_data, [*stages, stage_record(args, metrics)])
-        write_card(folder, name=folder.name)
+        write_model_card(folder, name=folder.name)
 
 
 if __name__ == "__main__":

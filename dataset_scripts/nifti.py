@@ -40,9 +40,9 @@ from vq_ihdm.data.building import (
     build_set,
     check_build_arguments,
 )
-from vq_ihdm.data.cards import ADNI, IXI, OASIS1, OWN, Source, with_licence
 from vq_ihdm.data.covariates import CovariateTable, stratum
 from vq_ihdm.data.scans import Scan, find_scans, preference, select_scans
+from vq_ihdm.data.sources import ADNI, IXI, OASIS1, OWN, Source, with_licence
 from vq_ihdm.data.volumes import SliceSettings, prepare_volume
 from vq_ihdm.errors import InputError, naming, run
 

@@ -24,8 +24,8 @@ from vq_ihdm.data.building import (
     crop_or_pad,
     encode_png,
 )
-from vq_ihdm.data.cards import OASIS1, OWN, with_licence
 from vq_ihdm.data.covariates import covariate_features, read_covariates, read_table, stratum
+from vq_ihdm.data.sources import OASIS1, OWN, with_licence
 from vq_ihdm.errors import InputError, naming, run
 
 PRESETS = {"own": OWN, "oasis1": OASIS1}

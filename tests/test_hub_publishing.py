@@ -21,7 +21,7 @@ from vq_ihdm.data.images import load_slices
 from vq_ihdm.errors import InputError
 from vq_ihdm.fit_prior import fit_prior
 from vq_ihdm.hub.audit_index import write_audit_index
-from vq_ihdm.hub.publishing import files_of, objections, refuse
+from vq_ihdm.hub.publishing import failed_checks, files_of, refuse
 from vq_ihdm.synthetic.provenance import DESCRIPTION
 
 WITH_PACKAGE = "from vq_ihdm import load_pipeline; pipe = load_pipeline({!r})"
@@ -125,7 +125,7 @@ def with_prior(folder: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "objection"),
+    ("change", "failed_check"),
     [
         (lambda folder: None, None),
         (restricted, None),  # the weights may be published, the images not
@@ -140,19 +140,19 @@ def with_prior(folder: Path, kind: str) -> None:
         (memorising, "failed_audit"),
     ],
 )
-def test_objections_name_the_option_that_overrules_them(model: Path, change, objection: str | None):
+def test_failed_checks_name_the_option_that_overrules_them(model: Path, change, failed_check: str | None):
     change(model)
-    assert list(objections(model)) == ([objection] if objection else [])
-    if objection:
-        with pytest.raises(InputError, match=f"--allow_{objection}"):
+    assert list(failed_checks(model)) == ([failed_check] if failed_check else [])
+    if failed_check:
+        with pytest.raises(InputError, match=f"--allow_{failed_check}"):
             refuse(model, [])
         with pytest.raises(InputError):
-            refuse(model, {"restricted_images", "unevaluated", "failed_audit"} - {objection})
-        refuse(model, [objection])
+            refuse(model, {"restricted_images", "unevaluated", "failed_audit"} - {failed_check})
+        refuse(model, [failed_check])
 
 
 def test_images_that_must_not_be_passed_on_are_not_published(template_set: Path, tmp_path: Path):
-    assert objections(template_set) == {}
+    assert failed_checks(template_set) == {}
     data = Path(shutil.copytree(template_set, tmp_path / "data"))
     facts = json.loads((data / "vq_ihdm.json").read_text()) | {"source": "ADNI", "redistribution": False}
     (data / "vq_ihdm.json").write_text(json.dumps(facts))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vq_ihdm._version import __version__
 from vq_ihdm.errors import run
-from vq_ihdm.hub.card import write_card
+from vq_ihdm.hub.model_card import write_model_card
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
         "--name", help="Hub id or folder by which its examples load the model; by default the folder's name"
     )
     args = parser.parse_args()
-    write_card(args.folder, args.name)
+    write_model_card(args.folder, args.name)
     print(args.folder / "README.md")
 
 

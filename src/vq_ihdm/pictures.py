@@ -1,4 +1,4 @@
-"""Contact sheets, and how they reach the trackers."""
+"""Pictures to look at, as PNG: contact sheets of images, and how they reach the trackers."""
 
 from pathlib import Path
 

@@ -30,7 +30,8 @@ from PIL import Image as PILImage
 from tqdm import tqdm
 
 from vq_ihdm.arguments import positive_int, probability, seed_int
-from vq_ihdm.data.cards import Source, write_card
+from vq_ihdm.data.data_card import write_data_card
+from vq_ihdm.data.sources import Source
 from vq_ihdm.errors import InputError
 from vq_ihdm.files import replacing
 
@@ -304,7 +305,7 @@ def build_set(
         }
         (folder / "vq_ihdm.json").write_text(json.dumps(facts, indent=2) + "\n")
         choices = {"seed": args.seed, "shares of the splits": args.split, "inputs": str(rejections)}
-        write_card(folder, source, features, facts, {**settings, **choices})
+        write_data_card(folder, source, features, facts, {**settings, **choices})
     for split, count in counts.items():
         print(f"{split}: {count['slices']} slices of {count['subjects']} subjects")
     rejections.write(report)

@@ -11,7 +11,7 @@ from ..pictures import sample_sheet, save_picture
 from ..pipelines.slice_pipeline import SlicePipeline
 from ..pipelines.token_pipeline import TokenPipeline
 from .audit_index import write_audit_index
-from .card import write_card
+from .model_card import write_model_card
 from .publishing import push
 from .record import data_facts, read_record, stage_record, write_record
 
@@ -60,4 +60,4 @@ def describe(
         tokenizer = read_record(args.vqvae)
         stages = (tokenizer["stages"] if tokenizer else []) + stages
     write_record(folder, data, stages)
-    write_card(folder, name="pipeline")
+    write_model_card(folder, name="pipeline")

@@ -12,8 +12,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 from ..errors import InputError
 from ..pipelines.saving import AUDIT_INDEX, SCANLESS, holds_training_images
 from .audit import audit_failures
-from .card import model_card
 from .figures import read_report
+from .model_card import model_card
 from .record import DATA_FACTS, RECORD, read_record
 
 # Only what this package writes leaves the machine, whatever else lies in a folder.
@@ -33,13 +33,13 @@ def publish(folder: str | Path, repo_id: str, private: bool = True, allow: Colle
         folder: a saved pipeline, a VQModel with its record, or a set built by dataset_scripts/.
         repo_id: `name` or `account/name`; made when missing.
         private: visibility of a new repository.
-        allow: objections (keys of `objections`) that are to be overruled.
+        allow: failed checks (keys of `failed_checks`) that are to be overruled.
 
     Returns:
         the repository's address.
 
     Raises:
-        InputError: there is an objection, the repository is public where a private one was asked for, or the Hub
+        InputError: a check failed, the repository is public where a private one was asked for, or the Hub
             cannot be reached or refuses.
     """
     folder = Path(folder)
@@ -78,18 +78,18 @@ def is_data_set(folder: Path) -> bool:
 
 
 def refuse(folder: Path, allow: Collection[str]) -> None:
-    """Stop at the first objection that is not among `allow`.
+    """Stop at the first failed check that is not among `allow`.
 
     Raises:
         InputError: there is one.
     """
-    for option, sentence in objections(folder).items():
+    for option, sentence in failed_checks(folder).items():
         if option not in allow:
             raise InputError(f"{sentence}; --allow_{option} publishes it all the same")
 
 
-def objections(folder: Path) -> dict[str, str]:
-    """What speaks against publishing a folder: sentences, by the name of the option that overrules them.
+def failed_checks(folder: Path) -> dict[str, str]:
+    """The checks before publishing that a folder fails: sentences, by the name of the option that overrules them.
 
     Raises:
         InputError: the folder holds nothing that could be published.

@@ -31,7 +31,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
 from .._version import __version__
-from ..data.cards import OWN
+from ..data.sources import OWN
 from ..errors import InputError
 from ..files import read_json, replacing
 

@@ -39,7 +39,7 @@ def diff_augment(images: torch.Tensor) -> torch.Tensor:
     """Brightness, contrast, translation and cutout of Zhao et al. (2020), for grey images (B, 1, H, W).
 
     Every image gets its own draw; gradients flow through. Real and generated images must both pass here, so that
-    what the discriminator learns is not leaked into the pictures.
+    what the discriminator learns is not leaked into the images.
     """
     batch, _, height, width = images.shape
     device = images.device

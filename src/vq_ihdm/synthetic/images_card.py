@@ -7,15 +7,15 @@ from pathlib import Path
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from ..data.cards import size_category
+from ..data.data_card import size_category
 from ..files import replacing
-from ..hub.card import SOURCES, describe_audit
 from ..hub.figures import read_report
+from ..hub.model_card import SOURCES, describe_audit
 from ..hub.record import read_record
 from .provenance import Provenance
 
 
-def write_card(folder: Path, provenance: Provenance, pipeline: Path, num_images: int) -> None:
+def write_images_card(folder: Path, provenance: Provenance, pipeline: Path, num_images: int) -> None:
     """Write `folder/README.md` for the shards of `num_images` images.
 
     Args:

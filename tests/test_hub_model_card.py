@@ -15,10 +15,10 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from vq_ihdm.data.images import load_slices
 from vq_ihdm.errors import InputError
 from vq_ihdm.hub.audit import audit_failures
-from vq_ihdm.hub.card import model_card, write_card
 from vq_ihdm.hub.describe import describe
 from vq_ihdm.hub.figures import estimate
-from vq_ihdm.hub.publishing import objections
+from vq_ihdm.hub.model_card import model_card, write_model_card
+from vq_ihdm.hub.publishing import failed_checks
 from vq_ihdm.hub.record import METHODS, read_record, stage_record
 
 
@@ -49,7 +49,7 @@ def test_what_is_not_known_is_said_not_invented(model: Path):
 
 
 def test_figures_reach_table_and_metadata_with_n_floor_and_interval(model: Path):
-    write_card(evaluate(model), "someone/brains")
+    write_model_card(evaluate(model), "someone/brains")
     card = ModelCard.load(model / "README.md")
     (row,) = re.findall(r"^\| KID .*$", card.text, re.MULTILINE)
     assert "0.0512 [0.0480, 0.0550]" in row and "0.0012" in row and "| 500 |" in row
@@ -113,7 +113,7 @@ def test_a_report_of_an_earlier_version_is_no_evidence(model: Path):
     del report["audit"]
     file.write_text(json.dumps(report))
     assert "run evaluate.py again" in section(model_card(model), "Memorisation audit")
-    assert "failed_audit" in objections(model)
+    assert "failed_audit" in failed_checks(model)
 
 
 def test_a_licence_that_forbids_redistribution_is_stated(model: Path):
@@ -194,7 +194,7 @@ def test_the_record_of_the_tokenizer_comes_along(pipeline_folder: Path, template
     vqvae = tmp_path / "vqvae"
     tiny_vq_ihdm().vqvae.save_pretrained(vqvae)
     record(vqvae)
-    write_card(vqvae)
+    write_model_card(vqvae)
     assert "VQModel.from_pretrained" in (vqvae / "README.md").read_text()
     model = Path(shutil.copytree(pipeline_folder, tmp_path / "model"))
     args = argparse.Namespace(

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors import safe_open
 
 from .._version import __version__
-from ..data.cards import ADNI, IXI, OASIS1, OWN, TEMPLATE, Source
+from ..data.sources import ADNI, IXI, OASIS1, OWN, TEMPLATE, Source
 from ..errors import InputError
 from ..evaluation.report import EXPLANATIONS, table
 from ..evaluation.report import describe_audit as describe_verdict
@@ -66,7 +66,7 @@ CONTACT = (
 )
 
 
-def write_card(folder: Path, name: str | None = None) -> None:
+def write_model_card(folder: Path, name: str | None = None) -> None:
     """Write `model_card` to `folder/README.md`."""
     with replacing(folder / "README.md") as temporary:
         model_card(folder, name).save(temporary)
