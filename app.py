@@ -13,7 +13,9 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 
@@ -41,6 +43,7 @@ than a scanner's. Nobody has labelled or checked them, and what looks like a fin
 BLEND = "from the blurry state of the first seed to that of the second"
 AUDIT = """Under each image: root-mean-square difference in grey levels to the nearest training slice, both reduced
 {pool}-fold, and the share of held-out slices that have a nearer one. A copy would be at 0 and 0 %."""
+POPULATION = "as in the training population"
 DESCRIPTION = "Synthetic image drawn by a model; no person was scanned."
 RANGES = {
     "Images": (1, 16),
@@ -82,27 +85,70 @@ def check(*numbers: float | None) -> None:
             raise gr.Error(f"{name} must be a number from {low} to {high}.")
 
 
+def ask(pipe: DiffusionPipeline, free: Sequence[bool], values: Sequence) -> dict[str, Any]:
+    """What a visitor asks for, by name: a value for each covariate of the pipeline; those that are `free` are left out.
+
+    Raises:
+        gr.Error: a value that the pipeline does not know, with a sentence for the visitor.
+    """
+    asked = {}
+    for covariate, is_free, value in zip(pipe.denoiser.known_covariates, free, values, strict=True):
+        if not is_free:
+            try:
+                covariate.encode(value)
+            except ValueError as error:
+                raise gr.Error(f"{error}.") from error
+            asked[covariate.name] = value
+    return asked
+
+
 def blended_states(
-    pipe: DiffusionPipeline, generators: list[torch.Generator], others: list[torch.Generator], blend: float
-) -> torch.Tensor:
-    """u_T between the prior draws of two lists of generators, (N, D, h, w); at `blend` 0 the pipeline's own draws."""
-    blurred = torch.lerp(pipe.prior.sample(len(generators), generators), pipe.prior.sample(len(others), others), blend)
-    return pipe.prepare_latents(generators, blurred)
+    pipe: DiffusionPipeline,
+    generators: list[torch.Generator],
+    others: list[torch.Generator],
+    blend: float,
+    asked: Mapping[str, Any],
+) -> tuple[torch.Tensor, dict[str, list]]:
+    """u_T between the prior draws of two lists of generators, and the covariates that belong to it.
+
+    Returns:
+        (N, D, h, w), at `blend` 0 the pipeline's own draws; and for each covariate a list of N values: numbers between
+        those of the two draws, categories of the nearer one.
+    """
+    known = pipe.denoiser.known_covariates
+    table = torch.tensor([[covariate.encode(asked.get(covariate.name)) for covariate in known]] * len(generators))
+    (first, told), (second, other_told) = (pipe.prior.draw(table, drawn_by) for drawn_by in (generators, others))
+    between, nearer = torch.lerp(told, other_told, blend), told if blend < 0.5 else other_told
+    covariates = {
+        covariate.name: [covariate.decode(x) for x in (nearer if covariate.categories else between)[:, column].tolist()]
+        for column, covariate in enumerate(known)
+    }
+    return pipe.prepare_latents(generators, torch.lerp(first, second, blend)), covariates
 
 
 def draw(
-    pipe: DiffusionPipeline, num_images: int, seed: int, steps: int, temperature: float, second_seed: int, blend: float
+    pipe: DiffusionPipeline,
+    num_images: int,
+    seed: int,
+    steps: int,
+    temperature: float,
+    second_seed: int,
+    blend: float,
+    asked: Mapping[str, Any],
 ) -> list[Image.Image]:
+    """Images at `blend` between two seeds; `asked`: any subset of the pipeline's covariates, by name."""
     generators, others = (
         pipe.image_generators(num_images, torch.Generator().manual_seed(s)) for s in (seed, second_seed)
     )
+    # Unblended, the pipeline draws for itself, and tells a conditional denoiser which covariates it drew.
+    sample, covariates = blended_states(pipe, generators, others, blend, asked) if blend else (None, asked)
     return pipe(
         num_images,
         num_inference_steps=steps,
         temperature=temperature,
         generator=generators,
-        # Unblended, the pipeline draws for itself, and tells a conditional denoiser which covariates it drew.
-        sample=blended_states(pipe, generators, others, blend) if blend else None,
+        sample=sample,
+        covariates=covariates,
     ).images
 
 
@@ -151,6 +197,28 @@ def describe_limits(record: dict) -> str:
     return LIMITS.format(known=known)
 
 
+def covariate_controls(known: Sequence) -> tuple[list[gr.Checkbox], list[gr.Slider | gr.Radio]]:
+    """For each covariate a box, ticked where it is left free, and the slider or choice that shows without the tick."""
+    free, values = [], []
+    for covariate in known:
+        label = covariate.name.replace("_", " ")
+        free.append(gr.Checkbox(True, label=f"{label} {POPULATION}"))
+        if covariate.kind == "category":
+            value = gr.Radio(list(covariate.categories), value=covariate.categories[0], label=label, visible=False)
+        else:
+            low, high = covariate.low, covariate.high
+            digits = 0 if high - low > 10 else 2  # whole years, hundredths of a level
+            middle = round((low + high) / 2, digits)
+            value = gr.Slider(low, high, middle, step=10**-digits, label=label, visible=False)
+        free[-1].change(hide, free[-1], value, api_name=False, queue=False)
+        values.append(value)
+    return free, values
+
+
+def hide(is_free: bool) -> dict:
+    return gr.update(visible=not is_free)
+
+
 class NoUploads:
     """Middleware that closes gradio's upload endpoint: the page needs none."""
 
@@ -176,12 +244,17 @@ def build_page(path_or_id: str | Path, downloads: Path) -> gr.Blocks:
     record = json.loads(record_file.read_text()) if record_file.is_file() else {}
     spacing = record.get("data", {}).get("spacing_mm") or [1.0, 1.0]
 
-    def generate(num_images, seed, steps, temperature, second_seed, blend):
+    known = pipe.denoiser.known_covariates
+
+    def generate(num_images, seed, steps, temperature, second_seed, blend, *free_and_values):
         check(num_images, seed, steps, temperature, second_seed, blend)
+        asked = ask(pipe, free_and_values[: len(known)], free_and_values[len(known) :])
         num_images, seed, steps, second_seed = (int(number) for number in (num_images, seed, steps, second_seed))
-        images = draw(pipe, num_images, seed, steps, temperature, second_seed, blend)
+        images = draw(pipe, num_images, seed, steps, temperature, second_seed, blend, asked)
         remove_old(downloads)
-        name = f"vq-ihdm_{num_images}_{seed}_{steps}_{temperature:g}_{second_seed}_{blend:g}"
+        # A category by its index: its name may hold what a file's name may not.
+        told = [f"{covariate.encode(asked.get(covariate.name)):g}" for covariate in known]
+        name = "_".join([f"vq-ihdm_{num_images}_{seed}_{steps}_{temperature:g}_{second_seed}_{blend:g}", *told])
         sheet, volume = downloads / f"{name}.png", downloads / f"{name}.nii.gz"
         save_contact_sheet(images, sheet)
         save_nifti(images, spacing, volume)
@@ -193,6 +266,7 @@ def build_page(path_or_id: str | Path, downloads: Path) -> gr.Blocks:
             with gr.Column(scale=1, min_width=260):
                 num_images = gr.Slider(*RANGES["Images"], 8, step=1, label="Images")
                 seed = gr.Number(0, label="Seed", minimum=0, step=1, elem_id="seed")
+                free, values = covariate_controls(known)
                 button = gr.Button("Generate", variant="primary", elem_id="generate")
                 steps = gr.Slider(*RANGES["Steps"], 1, step=1, label="Steps")
                 temperature = gr.Slider(
@@ -211,7 +285,7 @@ def build_page(path_or_id: str | Path, downloads: Path) -> gr.Blocks:
                         gr.DownloadButton("Slices (NIfTI)", elem_id="nifti"),
                     ]
         gr.Markdown(describe_limits(record))
-        settings, shown = [num_images, seed, steps, temperature, second_seed, blend], [gallery, *files]
+        settings, shown = [num_images, seed, steps, temperature, second_seed, blend, *free, *values], [gallery, *files]
         button.click(generate, settings, shown)
         page.load(generate, settings, shown, api_name=False)
     return page

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from browser import start_browser, until, visit
-from conftest import tiny_vq_ihdm
+from conftest import tiny_conditional, tiny_vq_ihdm
 from hub_fixtures import record
 from PIL import Image
 
@@ -32,7 +32,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 import app  # noqa: E402
 
-SETTINGS = {"num_images": 3, "seed": 4, "steps": 2, "temperature": 0.9, "second_seed": 5}
+SETTINGS = {"num_images": 3, "seed": 4, "steps": 2, "temperature": 0.9, "second_seed": 5, "asked": {}}
 
 
 def test_no_code_beside_the_weights_is_run(pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -63,7 +63,8 @@ def folder(pipeline_folder: Path, template_set: Path, tmp_path_factory: pytest.T
 def test_at_its_ends_the_slider_gives_the_states_of_the_two_seeds(blend: float, seed: int):
     pipe = tiny_vq_ihdm()
     generators, others = ([torch.Generator().manual_seed(s + i) for i in range(3)] for s in (4, 50))
-    blended = app.blended_states(pipe, generators, others, blend)
+    blended, covariates = app.blended_states(pipe, generators, others, blend, {})
+    assert covariates == {}
     expected = pipe.prior.sample(3, [torch.Generator().manual_seed((4 if blend == 0 else 50) + i) for i in range(3)])
     noise = torch.stack([torch.randn(expected.shape[1:], generator=g) for g in restarted(pipe, 4)])
     assert torch.allclose(blended, expected + pipe.scheduler.config.delta * noise, atol=1e-5)
@@ -82,6 +83,87 @@ def test_without_blending_the_page_draws_what_the_pipeline_draws():
     expected = pipe(3, num_inference_steps=2, temperature=0.9, generator=torch.Generator().manual_seed(4)).images
     assert (pixels(app.draw(pipe, **SETTINGS, blend=0.0)) == pixels(expected)).all()
     assert (pixels(app.draw(pipe, **SETTINGS, blend=0.5)) != pixels(expected)).any()
+
+
+@pytest.fixture(scope="module")
+def conditional() -> VQIHDMPipeline:
+    return tiny_conditional()
+
+
+def seeded(seed: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed + i) for i in range(3)]
+
+
+@pytest.mark.parametrize(("blend", "sex_of"), [(0.0, 0), (0.3, 0), (0.7, 1), (1.0, 1)])
+def test_blended_states_come_with_the_covariates_of_their_draws(conditional, blend: float, sex_of: int):
+    _, covariates = app.blended_states(conditional, seeded(4), seeded(50), blend, {})
+    nothing = torch.full((3, 2), torch.nan)
+    draws = [conditional.prior.draw(nothing, seeded(seed))[1] for seed in (4, 50)]
+    assert covariates["age"] == pytest.approx(torch.lerp(draws[0][:, 0], draws[1][:, 0], blend).tolist())
+    assert covariates["sex"] == ["FM"[int(index)] for index in draws[sex_of][:, 1]]
+    _, covariates = app.blended_states(conditional, seeded(4), seeded(50), blend, {"age": 75, "sex": "F"})
+    assert covariates == {"age": [75] * 3, "sex": ["F"] * 3}
+
+
+@pytest.mark.parametrize("blend", [0.0, 0.5])
+def test_the_denoiser_is_told_what_is_asked_and_what_is_drawn(conditional, blend: float):
+    told = []
+    hook = conditional.denoiser.register_forward_pre_hook(
+        lambda module, args, kwargs: told.append(kwargs["covariates"]), with_kwargs=True
+    )
+    app.draw(conditional, **SETTINGS | {"steps": 1, "asked": {"age": 75}}, blend=blend)
+    hook.remove()
+    assert (told[0][:, 0] == 75).all() and not told[0].isnan().any()
+
+
+def test_what_is_asked_for_changes_the_images(conditional):
+    def images(**asked) -> np.ndarray:
+        return pixels(app.draw(conditional, **SETTINGS | {"asked": asked}, blend=0.0))
+
+    assert (images(age=25) != images(age=75)).any() and (images(age=25) != images()).any()
+
+
+def test_only_what_is_not_left_free_is_asked_for(conditional):
+    assert app.ask(conditional, [True, True], [75, "F"]) == {}
+    assert app.ask(conditional, [False, True], [75, "F"]) == {"age": 75}
+    assert app.ask(conditional, [False, False], [75, "F"]) == {"age": 75, "sex": "F"}
+    assert app.ask(tiny_vq_ihdm(), [], []) == {}
+    for values, sentence in (((150, "F"), "20 to 80"), ((75, "X"), "one of F, M"), ((float("nan"), "F"), "20 to 80")):
+        with pytest.raises(gradio.Error, match=sentence):
+            app.ask(conditional, [False, False], values)
+
+
+def labelled(page: gradio.Blocks) -> dict:
+    return {block.label: block for block in page.blocks.values() if getattr(block, "label", None)}
+
+
+def test_the_page_offers_what_the_pipeline_knows(asked_folder: Path, pipeline_folder: Path, tmp_path: Path):
+    blocks = labelled(app.build_page(asked_folder, tmp_path))
+    age, sex = blocks["age"], blocks["sex"]
+    assert (age.minimum, age.maximum, age.value, age.step) == (20, 80, 50, 1)
+    assert sex.choices == [("F", "F"), ("M", "M")]
+    for name in ("age", "sex"):
+        assert blocks[f"{name} as in the training population"].value is True
+    plain = labelled(app.build_page(pipeline_folder, tmp_path))
+    assert "Seed" in plain and not any("population" in label for label in plain)
+
+
+def test_a_visitor_asks_for_covariates(asked_folder: Path, tmp_path: Path):
+    offered, received = tmp_path / "offered", tmp_path / "received"
+    offered.mkdir()
+    blocks = app.build_page(asked_folder, offered)
+    address = app.serve(blocks, offered, prevent_thread_lock=True, quiet=True)
+    client = gradio_client.Client(address, verbose=False, download_files=str(received))
+
+    def sheet(*free_and_values) -> Path:
+        return Path(client.predict(*ASKED.values(), *free_and_values, api_name="/generate")[1])
+
+    as_drawn, young, old = sheet(True, True, 50, "F"), sheet(False, True, 25, "F"), sheet(False, True, 75, "F")
+    assert len({file.name for file in (as_drawn, young, old)}) == 3
+    assert (np.asarray(Image.open(young)) != np.asarray(Image.open(old))).any()
+    with pytest.raises(gradio_client.exceptions.AppError):
+        sheet(False, True, 150, "F")
+    blocks.close()
 
 
 def test_a_training_slice_is_found_in_the_audit_index(folder: Path, template_set: Path):
