@@ -155,7 +155,7 @@ def test_the_quickstart_notebook_runs_from_anywhere_and_shows_what_it_did(
 
     assert "%pip install" in "".join(json.loads(file.read_text())["cells"][1]["source"])
     stored = shown(json.loads(file.read_text()))
-    assert stored == shown(run_notebook(file)) and sum(map(len, stored)) == 5
+    assert stored == shown(run_notebook(file)) and sum(map(len, stored)) == 6
 
 
 def test_the_space_card_and_its_requirements_fit_the_page():
