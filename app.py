@@ -2,6 +2,7 @@
 
     python app.py                                   # the shipped checkpoint
     python app.py --pipeline runs/ihdm/pipeline     # or a Hub id
+    python app.py --dataset_name data/oasis         # and tells how near each image is to the nearest training slice
 
 It takes no upload, and removes what it wrote. It needs gradio (`pip install -e '.[app]'`). Where this package is not
 installed, in a Space (`publish.py --as_space`), the pipeline that was published with the page is drawn from by the code
@@ -72,6 +73,25 @@ def load(path_or_id: str | Path) -> DiffusionPipeline:
     if type(pipe).__name__ != "VQIHDMPipeline":
         raise ValueError(f"{path_or_id} holds a {type(pipe).__name__}; name a VQIHDMPipeline as train_ihdm.py saves it")
     return pipe
+
+
+def training_index(dataset_name: str, pipe: DiffusionPipeline) -> dict[str, torch.Tensor]:
+    """The audit index of the data set that the pipeline was trained on.
+
+    Raises:
+        ValueError: the set cannot be read, or its slices have another size.
+    """
+    from vq_ihdm.data.images import load_slices
+    from vq_ihdm.hub.audit_index import audit_index
+    from vq_ihdm.vqgan.model import downsampling_factor
+
+    splits = load_slices(dataset_name)
+    factor = downsampling_factor(pipe.vqvae)
+    drawn = pipe.denoiser.config.width * factor, pipe.denoiser.config.height * factor
+    size = splits["train"][0]["image"].size
+    if size != drawn:
+        raise ValueError(f"{dataset_name} has slices of {size}, the pipeline draws {drawn}; name its own")
+    return audit_index(splits)
 
 
 def check(*numbers: float | None) -> None:
@@ -153,7 +173,7 @@ def draw(
 
 
 def captions(images: list[Image.Image], index: dict[str, torch.Tensor] | None) -> list[str | None]:
-    """How near each image is to the training set, where an audit index (`vq_ihdm.hub.audit_index`) is shipped."""
+    """How near each image is to the training set, where there is an audit index (`vq_ihdm.hub.audit_index`)."""
     if index is None:
         return [None] * len(images)
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).float()
@@ -230,17 +250,22 @@ class NoUploads:
         await (PlainTextResponse("This page takes no files.", 403) if closed else self.app)(scope, receive, send)
 
 
-def build_page(path_or_id: str | Path, downloads: Path) -> gr.Blocks:
+def build_page(path_or_id: str | Path, downloads: Path, dataset_name: str | None = None) -> gr.Blocks:
     """The page around a pipeline; what can be downloaded is written to `downloads`, for a while.
 
+    The data set it was trained on gives the distance to the nearest training slice where no index was saved with it.
+
     Raises:
-        ValueError: as `load`.
+        ValueError: as `load` and `training_index`.
     """
     pipe = load(path_or_id)
     pipe.set_progress_bar_config(disable=True)
     folder = Path(path_or_id) if Path(path_or_id).is_dir() else Path(snapshot_download(path_or_id))
     index_file, record_file = folder / "audit_index.safetensors", folder / "training.json"
-    index = load_file(index_file) if index_file.is_file() else None
+    if dataset_name is not None:
+        index = training_index(dataset_name, pipe)
+    else:
+        index = load_file(index_file) if index_file.is_file() else None
     record = json.loads(record_file.read_text()) if record_file.is_file() else {}
     spacing = record.get("data", {}).get("spacing_mm") or [1.0, 1.0]
 
@@ -300,10 +325,11 @@ def serve(page: gr.Blocks, downloads: Path, **options) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pipeline", default=SHIPPED, help="folder or Hub id of a VQIHDMPipeline")
+    parser.add_argument("--dataset_name", help="the set it was trained on: how near is each image to a training slice?")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as downloads:
         try:
-            page = build_page(args.pipeline, Path(downloads))
+            page = build_page(args.pipeline, Path(downloads), args.dataset_name)
         except ValueError as error:
             raise SystemExit(f"error: {error}") from error
         serve(page, Path(downloads))

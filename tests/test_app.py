@@ -177,6 +177,17 @@ def test_a_training_slice_is_found_in_the_audit_index(folder: Path, template_set
     assert app.captions([black], None) == [None]
 
 
+def test_the_set_a_pipeline_was_trained_on_gives_the_index(folder: Path, template_set: Path, tmp_path: Path):
+    pipe = app.load(folder)
+    index = app.training_index(str(template_set), pipe)
+    assert all(torch.equal(index[name], saved) for name, saved in load_file(folder / "audit_index.safetensors").items())
+    pipe.vqvae.register_to_config(block_out_channels=[8] * 5)  # 128x128 pixels
+    with pytest.raises(ValueError, match="has slices of"):
+        app.training_index(str(template_set), pipe)
+    with pytest.raises(ValueError, match="nowhere"):
+        app.build_page(folder, tmp_path, "nowhere")
+
+
 def test_the_nifti_file_holds_the_slices_the_right_way_round(tmp_path: Path):
     image = np.zeros((16, 32), np.uint8)
     image[0, 1] = 7  # in front, second column

@@ -18,16 +18,19 @@ POOL = 8
 
 
 def write_audit_index(folder: Path, splits: DatasetDict) -> None:
-    """Write the index of a data set with the splits `train` and `validation`.
+    save_file(audit_index(splits), folder / AUDIT_INDEX)
 
-    Its tensors: `training` (N, P) uint8, the thumbnails; `held_out` (M,), the root-mean-square grey-level distance of
-    each validation slice to the nearest of them; `pool`, the reduction.
+
+def audit_index(splits: DatasetDict) -> dict[str, torch.Tensor]:
+    """The index of a data set with the splits `train` and `validation`.
+
+    Returns:
+        `training` (N, P) uint8, the thumbnails; `held_out` (M,), the root-mean-square grey-level distance of each
+        validation slice to the nearest of them; `pool`, the reduction.
     """
     training = thumbnails(splits["train"])
     distances = torch.cdist(thumbnails(splits["validation"]), training).amin(1) / training.shape[1] ** 0.5
-    save_file(
-        {"training": training.to(torch.uint8), "held_out": distances, "pool": torch.tensor(POOL)}, folder / AUDIT_INDEX
-    )
+    return {"training": training.to(torch.uint8), "held_out": distances, "pool": torch.tensor(POOL)}
 
 
 def thumbnails(split: Dataset) -> torch.Tensor:
