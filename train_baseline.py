@@ -64,7 +64,8 @@ from vq_ihdm.training.config import (
     parse_args,
 )
 from vq_ihdm.training.ema import EMA
-from vq_ihdm.training.run import TrainingRun, make_accelerator, make_scheduler
+from vq_ihdm.training.preparation import make_accelerator, make_scheduler, prepare_network
+from vq_ihdm.training.run import TrainingRun
 from vq_ihdm.weights import load_component
 
 GANS = {"wgan": WGAN, "alphawgan": AlphaWGAN, "vaegan": VAEGAN, "ccegan": CCEGAN}
@@ -85,15 +86,9 @@ def train_network(
         examples, loss: of the (wrapped) network on a batch of `TrainingRun.batches`.
         validate: held-out measures and pictures of the averaged network, for `TrainingRun.keep`.
     """
-    network.to(accelerator.device)
     optimizer = torch.optim.Adam(network.parameters(), lr=args.learning_rate)
-    lr_scheduler = make_scheduler(args, optimizer)
-    ema = EMA(network, args.ema_decay)
-    network, optimizer = accelerator.prepare(network, optimizer)
-    network.train()
+    network, optimizer, lr_scheduler, ema = prepare_network(args, accelerator, network, optimizer)
     unwrapped = accelerator.unwrap_model(network)
-    ema.module.load_state_dict(unwrapped.state_dict())  # by now every process has the first one's weights
-
     parts = {"network": unwrapped, "ema": ema, "optimizer": optimizer, "scheduler": lr_scheduler}
     run = TrainingRun(args, accelerator, args.model, examples, parts, ema)
     for _ in run:

@@ -37,8 +37,8 @@ from vq_ihdm.training.config import (
     check_prior_arguments,
     parse_args,
 )
-from vq_ihdm.training.ema import EMA
-from vq_ihdm.training.run import TrainingRun, make_accelerator, make_scheduler
+from vq_ihdm.training.preparation import make_accelerator, prepare_network
+from vq_ihdm.training.run import TrainingRun
 from vq_ihdm.weights import load_component
 
 
@@ -105,17 +105,10 @@ def main() -> None:
     )
     prior.allow_saving_images = args.allow_training_image_prior
 
-    # ---- optimizer --------------------------------------------------------------------------------------------
-    denoiser.to(device)
-    optimizer = torch.optim.Adam(denoiser.parameters(), lr=args.learning_rate)
-    lr_scheduler = make_scheduler(args, optimizer)
-    ema = EMA(denoiser, args.ema_decay)
-    denoiser, optimizer = accelerator.prepare(denoiser, optimizer)
-    denoiser.train()
-    unwrapped = accelerator.unwrap_model(denoiser)
-    ema.module.load_state_dict(unwrapped.state_dict())  # by now every process has the first one's weights
-
     # ---- training ---------------------------------------------------------------------------------------------
+    optimizer = torch.optim.Adam(denoiser.parameters(), lr=args.learning_rate)
+    denoiser, optimizer, lr_scheduler, ema = prepare_network(args, accelerator, denoiser, optimizer)
+    unwrapped = accelerator.unwrap_model(denoiser)
     parts = {"network": unwrapped, "ema": ema, "optimizer": optimizer, "scheduler": lr_scheduler}
     run = TrainingRun(args, accelerator, "denoiser", range(len(train_codes)), parts, ema)
     for _ in run:

@@ -17,14 +17,13 @@ and the trackers' `logs/`.
 
 import argparse
 import json
-from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
 from torch import nn
 
 from vq_ihdm.arguments import non_negative_float, non_negative_int, positive_float, positive_int
-from vq_ihdm.data.images import SliceTensors, check_image_size, load_slices
+from vq_ihdm.data.images import SliceTensors, check_image_size, load_slices, read_levels
 from vq_ihdm.data.slices import mirror_at_random, spread_slices
 from vq_ihdm.errors import InputError
 from vq_ihdm.errors import run as run_script
@@ -33,8 +32,8 @@ from vq_ihdm.hub.publishing import push
 from vq_ihdm.hub.record import data_facts, read_record, stage_record, write_record
 from vq_ihdm.pictures import reconstruction_sheet
 from vq_ihdm.training.config import add_training_arguments, parse_args
-from vq_ihdm.training.ema import EMA
-from vq_ihdm.training.run import TrainingRun, make_accelerator, make_scheduler
+from vq_ihdm.training.preparation import make_accelerator, make_scheduler, prepare_network
+from vq_ihdm.training.run import TrainingRun
 from vq_ihdm.vqgan.codebook import (
     CodeUsage,
     init_codebook,
@@ -44,7 +43,7 @@ from vq_ihdm.vqgan.codebook import (
 )
 from vq_ihdm.vqgan.criterion import Criterion
 from vq_ihdm.vqgan.discriminator import PatchDiscriminator
-from vq_ihdm.vqgan.losses import hinge_loss_discriminator
+from vq_ihdm.vqgan.losses import discriminator_loss
 from vq_ihdm.vqgan.model import TrainableVQModel, create_vq_model, downsampling_factor, load_vq_model
 from vq_ihdm.vqgan.perceptual import PerceptualLoss
 from vq_ihdm.vqgan.projected_discriminator import ProjectedDiscriminator
@@ -102,61 +101,42 @@ def main() -> None:
     device = accelerator.device
     set_seed(args.seed, device_specific=True)
 
-    # ---- data -------------------------------------------------------------------------------------------------
+    # ---- data and networks ------------------------------------------------------------------------------------
     splits = load_slices(args.dataset_name, args.train_data_dir, args.image_column, args.resolution, args.center_crop)
-    source = args.dataset_name or args.train_data_dir
-    size = check_image_size(splits["train"], source, 2 ** (len(args.block_out_channels) - 1))
+    size = read_levels(splits["train"], 0).shape
+    generator, perceptual, discriminator = make_networks(args, size, device)
+    factor = downsampling_factor(generator.vq_model)
+    check_image_size(splits["train"], args.dataset_name or args.train_data_dir, factor)
     train_set = SliceTensors(splits["train"])
     held_out = spread_slices(splits["validation"], args.num_validation_images).to(device)
-    images_per_step = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
-    steps_per_epoch = max(1, len(train_set) // images_per_step)
 
-    # ---- networks and optimizers ------------------------------------------------------------------------------
-    generator, perceptual, discriminator = make_networks(args, size)
-    check_image_size(splits["train"], source, downsampling_factor(generator.vq_model))
+    # ---- optimizers and losses --------------------------------------------------------------------------------
     trained = [parameter for parameter in generator.parameters() if parameter.requires_grad]
     optimizer_g = torch.optim.Adam(trained, lr=args.learning_rate, betas=(0.5, 0.9))
     optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=args.disc_learning_rate, betas=discriminator.betas)
-    scheduler_g, scheduler_d = make_scheduler(args, optimizer_g), make_scheduler(args, optimizer_d)
-    generator.to(device)
-    ema = EMA(generator, args.ema_decay)
-    generator, discriminator, optimizer_g, optimizer_d = accelerator.prepare(
-        generator, discriminator, optimizer_g, optimizer_d
-    )
+    generator, optimizer_g, scheduler_g, ema = prepare_network(args, accelerator, generator, optimizer_g)
+    scheduler_d = make_scheduler(args, optimizer_d)
+    discriminator, optimizer_d = accelerator.prepare(discriminator, optimizer_d)
     unwrapped_g, unwrapped_d = accelerator.unwrap_model(generator), accelerator.unwrap_model(discriminator)
-    ema.module.load_state_dict(unwrapped_g.state_dict())  # by now every process has the first one's weights
-    criterion = Criterion(
-        unwrapped_d,
-        unwrapped_g.vq_model.decoder.conv_out,
-        perceptual and perceptual.to(device),
-        window_size=args.perceptual_crop_size or max(size),
-        perceptual_weight=args.perceptual_weight,
-        disc_weight=args.disc_weight,
-    )
+    last_layer, window_size = unwrapped_g.vq_model.decoder.conv_out, args.perceptual_crop_size or max(size)
+    criterion = Criterion(unwrapped_d, last_layer, perceptual, window_size, args.perceptual_weight, args.disc_weight)
     codebook, averaged_codebook = (g.vq_model.quantize.embedding for g in (unwrapped_g, ema.module))
-    usage = CodeUsage(len(codebook.weight), device)  # since the last restart of dead codes
-    epoch_usage = CodeUsage(len(codebook.weight), device)
     codebook_learns = not args.train_decoder_only
+    usage, epoch_usage = (CodeUsage(len(codebook.weight), device) for _ in range(2))
 
     # ---- training ---------------------------------------------------------------------------------------------
-    parts = {
-        "generator": unwrapped_g,
-        "discriminator": unwrapped_d,
-        "ema": ema,
-        "optimizer_g": optimizer_g,
-        "optimizer_d": optimizer_d,
-        "scheduler_g": scheduler_g,
-        "scheduler_d": scheduler_d,
-        "usage": usage,
-        "epoch_usage": epoch_usage,
-    }
+    parts = {"generator": unwrapped_g, "discriminator": unwrapped_d, "ema": ema}
+    parts |= {"optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
+    parts |= {"scheduler_g": scheduler_g, "scheduler_d": scheduler_d}
+    parts |= {"usage": usage, "epoch_usage": epoch_usage}  # of codes: since dead ones were restarted, and this epoch
     run = TrainingRun(args, accelerator, "vqgan", train_set, parts, ema)
     for step in run:
         if step == 0 and args.pretrained_model_name_or_path is None:
             first = train_set.stack(torch.randperm(len(train_set))[:64].tolist()).to(device)
             with accelerator.autocast():
-                init_codebook(codebook, unwrapped_g.latents(first), args.l2_normalized_codes)
-            averaged_codebook.weight.data.copy_(codebook.weight)
+                init_codebook(codebook, averaged_codebook, unwrapped_g.latents(first), args.l2_normalized_codes)
+        judging = step >= args.disc_start  # the discriminator trains,
+        adversarial = step >= args.disc_start + args.disc_warmup_steps  # and its loss enters the generator
         for images in run.batches():
             with accelerator.accumulate(generator, discriminator):
                 images = mirror_at_random(images, args.random_flip).to(device, non_blocking=True)
@@ -168,38 +148,32 @@ def main() -> None:
                 # there, and the mixture goes down the generator in a single backward pass.
                 output = reconstructions.detach().requires_grad_()
                 with accelerator.autocast():
-                    gradient, losses, real, fake = criterion(
-                        images, output, adversarial=step >= args.disc_start + args.disc_warmup_steps
-                    )
+                    gradient, losses, judged = criterion(images, output, judging, adversarial)
                 accelerator.backward((reconstructions * gradient).sum() + vq_loss)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(trained, args.max_grad_norm)
                 optimizer_g.step()
                 optimizer_g.zero_grad()
 
-                if step >= args.disc_start:
-                    # Both sides in one pass: what wraps a network for several processes allows one a backward pass.
-                    both = [torch.cat([r, f.detach()]) for r, f in zip(real, fake, strict=True)]
-                    logits = [level.float().chunk(2) for level in discriminator(both)]
-                    losses["disc"] = hinge_loss_discriminator(*zip(*logits, strict=True))
+                if judging:
+                    losses["disc"] = discriminator_loss(discriminator, *judged)
                     accelerator.backward(losses["disc"])
                     if accelerator.sync_gradients:
                         accelerator.clip_grad_norm_(discriminator.parameters(), args.max_grad_norm)
                     optimizer_d.step()
                     optimizer_d.zero_grad()
         scheduler_g.step()
-        if step >= args.disc_start:
+        if judging:
             scheduler_d.step()
         ema.update(unwrapped_g)
         if args.l2_normalized_codes and codebook_learns:
             normalize_codebook(codebook)
             normalize_codebook(averaged_codebook)  # an average of unit vectors is shorter than one
         if args.dead_code_steps and codebook_learns and (step + 1) % args.dead_code_steps == 0:
-            losses["restarted_codes"] = restart_dead_codes(
-                codebook, averaged_codebook, optimizer_g, usage.gathered(accelerator), latents.detach()
-            )
+            counts = usage.gathered(accelerator)
+            losses["restarted_codes"] = restart_dead_codes(codebook, averaged_codebook, optimizer_g, counts, latents)
             usage.reset()
-        if (step + 1) % steps_per_epoch == 0:
+        if (step + 1) % run.steps_per_epoch == 0:
             losses["usage"], losses["perplexity"] = usage_and_perplexity(epoch_usage.gathered(accelerator))
             epoch_usage.reset()
         run.log(vq=vq_loss, **losses)
@@ -208,19 +182,13 @@ def main() -> None:
                 run.keep(*validate(ema.module, perceptual, held_out))
 
     if accelerator.is_main_process:
-        describe(args, data_facts(args.dataset_name, splits))
-        if args.push_to_hub:
-            push(run.best_folder, args)
+        describe_and_publish(run, data_facts(args.dataset_name, splits))
 
 
 def make_networks(
-    args: argparse.Namespace, size: tuple[int, int]
+    args: argparse.Namespace, size: tuple[int, int], device: torch.device
 ) -> tuple[TrainableVQModel, PerceptualLoss | None, nn.Module]:
-    """The generator, new or trained before; LPIPS; and the discriminator.
-
-    Args:
-        size: height and width of a slice.
-    """
+    """The generator, new for slices of height and width `size` or trained before; LPIPS; and the discriminator."""
     if args.train_decoder_only and args.pretrained_model_name_or_path is None:
         raise InputError("--train_decoder_only needs --pretrained_model_name_or_path, the model whose codes stay")
     if args.discriminator == "projected" and args.perceptual == "none":
@@ -244,7 +212,9 @@ def make_networks(
     if args.train_decoder_only:
         for part in (vq_model.encoder, vq_model.quant_conv, vq_model.quantize):
             part.requires_grad_(False)
-    perceptual = PerceptualLoss(args.perceptual, args.perceptual_weights) if args.perceptual != "none" else None
+    perceptual = None
+    if args.perceptual != "none":
+        perceptual = PerceptualLoss(args.perceptual, args.perceptual_weights).to(device)
     if args.discriminator == "projected":
         return generator, perceptual, ProjectedDiscriminator(perceptual.feature_channels, args.disc_channels)
     return generator, perceptual, PatchDiscriminator(args.disc_channels)
@@ -269,14 +239,20 @@ def validate(averaged: TrainableVQModel, perceptual: PerceptualLoss | None, held
     return metrics, {"reconstructions": reconstruction_sheet(held_out[shown], torch.cat(decoded)[shown])}
 
 
-def describe(args: argparse.Namespace, about_data: dict) -> None:
-    """Give both kept models their record and card; what was known of a model they learnt on from is taken over."""
+def describe_and_publish(run: TrainingRun, about_data: dict) -> None:
+    """Give both kept models their record and card, and with --push_to_hub publish the best.
+
+    What was known of a model they learnt on from is taken over.
+    """
+    args = run.args
     earlier = args.pretrained_model_name_or_path and read_record(args.pretrained_model_name_or_path)
     stages = [stage for stage in earlier["stages"] if "num_vq_embeddings" in stage["settings"]] if earlier else []
-    for folder in (Path(args.output_dir) / "best", Path(args.output_dir) / "last"):
+    for folder in (run.best_folder, run.output_dir / "last"):
         metrics = json.loads((folder / "metrics.json").read_text())
         write_record(folder, about_data, [*stages, stage_record(args, metrics)])
         write_model_card(folder, name=folder.name)
+    if args.push_to_hub:
+        push(run.best_folder, args)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from vq_ihdm.denoising_loss import denoising_loss
 from vq_ihdm.training.config import parse_args
 from vq_ihdm.training.run import TrainingRun
 from vq_ihdm.vqgan.criterion import Criterion
-from vq_ihdm.vqgan.losses import hinge_loss_discriminator
+from vq_ihdm.vqgan.losses import discriminator_loss
 
 Contestants = dict[str, Callable[[], object]]
 
@@ -82,7 +82,7 @@ def race(
 
 def vqgan_contestants(script: dict[str, Any], args: argparse.Namespace, size: tuple[int, int]) -> Contestants:
     images = torch.rand(args.train_batch_size, 1, *size) * 2 - 1
-    generator, perceptual, discriminator = script["make_networks"](args, size)
+    generator, perceptual, discriminator = script["make_networks"](args, size, images.device)
     criterion = Criterion(
         discriminator,
         generator.vq_model.decoder.conv_out,
@@ -97,19 +97,17 @@ def vqgan_contestants(script: dict[str, Any], args: argparse.Namespace, size: tu
     def bare() -> None:
         reconstructions, vq_loss, _, _ = generator(images)
         output = reconstructions.detach().requires_grad_()
-        gradient, _, real, fake = criterion(images, output, adversarial=True)
+        gradient, _, (real, fake) = criterion(images, output, judging=True, adversarial=True)
         ((reconstructions * gradient).sum() + vq_loss).backward()
         torch.nn.utils.clip_grad_norm_(generator.parameters(), args.max_grad_norm)
         optimizer_g.step()
         optimizer_g.zero_grad()
-        both = [torch.cat([r, f.detach()]) for r, f in zip(real, fake, strict=True)]
-        logits = [level.chunk(2) for level in discriminator(both)]
-        hinge_loss_discriminator(*zip(*logits, strict=True)).backward()
+        discriminator_loss(discriminator, real, fake).backward()
         torch.nn.utils.clip_grad_norm_(discriminator.parameters(), args.max_grad_norm)
         optimizer_d.step()
         optimizer_d.zero_grad()
 
-    published = TamingStep(script["make_networks"](args, size)[0], perceptual, args.disc_channels)
+    published = TamingStep(script["make_networks"](args, size, images.device)[0], perceptual, args.disc_channels)
     return {"bare loop": bare, "as published (taming-transformers)": lambda: published(images)}
 
 

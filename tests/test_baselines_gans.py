@@ -23,7 +23,7 @@ from vq_ihdm.baselines.vaegan import VAEGAN, GaussianEncoder
 from vq_ihdm.baselines.wgan import WGAN, gradient_penalty
 from vq_ihdm.data.images import SliceTensors, load_slices
 from vq_ihdm.training.config import add_training_arguments, parse_args
-from vq_ihdm.training.run import make_accelerator
+from vq_ihdm.training.preparation import make_accelerator
 
 GANS = {"wgan": WGAN, "alphawgan": AlphaWGAN, "vaegan": VAEGAN, "ccegan": CCEGAN}
 

@@ -191,7 +191,7 @@ def test_a_vqgan_learns_on_from_a_model_or_a_pipeline(vqgan, vqgan_run, ihdm_run
     folders = [
         vqgan(
             "--pretrained_model_name_or_path", place, "--learning_rate", 1e-12, "--num_vq_embeddings", 8,
-            "--max_train_steps", 2, output_dir=tmp_path / place.name,
+            "--block_out_channels", *[8] * 7, "--max_train_steps", 2, output_dir=tmp_path / place.name,
         )
         for place in (vqgan_run / "best", ihdm_run / "pipeline")
     ]  # fmt: skip
@@ -202,6 +202,11 @@ def test_a_vqgan_learns_on_from_a_model_or_a_pipeline(vqgan, vqgan_run, ihdm_run
     for state in after:
         for name, tensor in state.items():
             torch.testing.assert_close(tensor, before[name], atol=1e-6, rtol=0)
+
+
+def test_slices_must_fit_the_model_that_learns_on_whatever_the_flags_say(vqgan, vqgan_run):
+    flags = ("--pretrained_model_name_or_path", vqgan_run / "best", "--block_out_channels", 8)
+    assert "34x34, no multiple of the downsampling factor 4" in refusal(vqgan, *flags, "--resolution", 34)
 
 
 def test_a_denoiser_learns_on_from_a_denoiser_or_a_pipeline(ihdm, ihdm_run, vqgan_run, tmp_path):

@@ -26,7 +26,8 @@ from vq_ihdm.training.checkpoints import Checkpointer, list_checkpoints
 from vq_ihdm.training.config import add_training_arguments, parse_args
 from vq_ihdm.training.ema import EMA
 from vq_ihdm.training.interruption import Interruption
-from vq_ihdm.training.run import TrainingRun, check_finite, make_accelerator
+from vq_ihdm.training.preparation import make_accelerator
+from vq_ihdm.training.run import TrainingRun, check_finite
 from vq_ihdm.training.state import load_state, save_state
 
 

@@ -12,7 +12,8 @@ from torch import nn
 from vq_ihdm.training.checkpoints import list_checkpoints
 from vq_ihdm.training.config import add_training_arguments, parse_args
 from vq_ihdm.training.ema import EMA
-from vq_ihdm.training.run import TrainingRun, make_accelerator, make_scheduler
+from vq_ihdm.training.preparation import make_accelerator, make_scheduler
+from vq_ihdm.training.run import TrainingRun
 from vq_ihdm.training.state import load_state
 
 

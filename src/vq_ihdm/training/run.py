@@ -3,24 +3,20 @@
 import argparse
 import copy
 import json
-import os
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers.optimization import get_scheduler
 from PIL import Image
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data.images import SliceTensors
 from ..errors import INTERRUPTED, InputError
-from ..files import hold, replacing
+from ..files import replacing
 from ..pictures import log_picture, save_picture
 from .batches import batch_order
 from .checkpoints import Checkpointer, Stateful
@@ -150,6 +146,11 @@ class TrainingRun:
         self.is_last = self._is_finished()
 
     @property
+    def steps_per_epoch(self) -> int:
+        images_per_step = self._images_per_batch * self.args.gradient_accumulation_steps
+        return max(1, len(self.examples) // images_per_step)
+
+    @property
     def validation_due(self) -> bool:
         """Whether this process is to measure the averaged network after this step: the first one does for all."""
         due = self.step % self.args.validation_steps == 0 or self.is_last
@@ -254,50 +255,6 @@ def _as_it_is(batch: torch.Tensor) -> torch.Tensor:
     return batch  # `SliceTensors` gives whole batches
 
 
-def make_accelerator(args: argparse.Namespace) -> Accelerator:
-    """The accelerator the shared flags ask for, and --output_dir held for this run until the process ends.
-
-    What the flags leave open `accelerate launch` decides: `args.mixed_precision` and
-    `args.gradient_accumulation_steps` then hold what is used.
-
-    Raises:
-        InputError: the tracker's package is not installed (`accelerate` would go on without pictures and curves);
-            the launcher asks for FSDP or DeepSpeed, which split the networks that a checkpoint here holds whole; or
-            another run holds --output_dir.
-    """
-    if args.report_to != "none" and find_spec(args.report_to) is None:
-        raise InputError(f"--report_to {args.report_to} needs that package: pip install {args.report_to}")
-    for name in ("FSDP", "DEEPSPEED"):  # so the launcher tells its scripts
-        if os.environ.get(f"ACCELERATE_USE_{name}") == "true":
-            raise InputError(f"{name} is not supported; launch with --multi_gpu: every network here fits one GPU")
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        gradient_accumulation_steps=args.gradient_accumulation_steps or 1,
-        log_with=None if args.report_to == "none" else args.report_to,
-        project_dir=args.logging_dir or Path(args.output_dir) / "logs",
-    )
-    if args.gradient_accumulation_steps is not None:  # `accelerate` takes the launcher's word over an argument
-        accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
-    args.mixed_precision = accelerator.mixed_precision
-    args.gradient_accumulation_steps = accelerator.gradient_accumulation_steps
-    if accelerator.is_main_process:
-        hold(args.output_dir)
-    return accelerator
-
-
-def make_scheduler(args: argparse.Namespace, optimizer: torch.optim.Optimizer) -> LRScheduler:
-    """The schedule of the learning rate the shared flags ask for."""
-    shape = get_scheduler(
-        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
-    ).lr_lambdas[0]
-
-    def rate(step: int) -> float:
-        left = args.max_train_steps - step
-        return shape(step) * (min(1.0, left / args.lr_decay_steps) if args.lr_decay_steps else 1.0)
-
-    return LambdaLR(optimizer, rate)
-
-
 def check_finite(figures: dict[str, float], step: int) -> None:
     """Stop before a checkpoint is overwritten by a run that has diverged.
 
@@ -320,8 +277,3 @@ def _start_trackers(args: argparse.Namespace, accelerator: Accelerator, name: st
         if value is not None
     }
     accelerator.init_trackers(args.tracker_project_name or name, settings)
-
-
-def trainable(network: nn.Module) -> list[nn.Parameter]:
-    """The parameters that an optimizer is given."""
-    return [parameter for parameter in network.parameters() if parameter.requires_grad]

@@ -27,14 +27,17 @@ def normalize_codebook(embedding: nn.Embedding) -> None:
 
 
 @torch.no_grad()
-def init_codebook(embedding: nn.Embedding, latents: torch.Tensor, normalized: bool) -> None:
-    """Put the codes (K, D) on encoder outputs (B, D, h, w); the first process draws for all.
+def init_codebook(
+    embedding: nn.Embedding, ema_embedding: nn.Embedding, latents: torch.Tensor, normalized: bool
+) -> None:
+    """Put the codes (K, D) and their moving average on encoder outputs (B, D, h, w); the first process draws for all.
 
     The default, +-1/K around the origin, would leave all but a few codes without a single neighbour.
     """
     embedding.weight.copy_(broadcast(draw_code_vectors(code_vectors(latents), len(embedding.weight))))
     if normalized:
         normalize_codebook(embedding)
+    ema_embedding.weight.copy_(embedding.weight)
 
 
 class CodeUsage:

@@ -35,16 +35,18 @@ class Criterion:
         last_layer.register_forward_pre_hook(lambda _, inputs: setattr(self, "last_input", inputs[0].detach()))
 
     def __call__(
-        self, images: torch.Tensor, output: torch.Tensor, adversarial: bool
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+        self, images: torch.Tensor, output: torch.Tensor, judging: bool, adversarial: bool
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], tuple[list[torch.Tensor], list[torch.Tensor]] | None]:
         """
         Args:
             images: (B, 1, H, W) in [-1, 1].
             output: their reconstructions, a leaf that requires its gradient.
-            adversarial: whether the discriminator's loss takes part.
+            judging: whether the discriminator trains yet,
+            adversarial: and its loss takes part.
 
         Returns:
-            the gradient (B, 1, H, W); the losses by name; and what the discriminator judges, of images and of output.
+            the gradient (B, 1, H, W); the losses by name; and what the discriminator judges, of images and of output,
+            None unless it is `judging`.
         """
         losses = {"l1": (images - output).abs().mean()}
         reconstruction_loss = losses["l1"]
@@ -56,6 +58,8 @@ class Criterion:
             losses["lpips"] = self.perceptual.distance(real, fake)
             reconstruction_loss = reconstruction_loss + self.perceptual_weight * losses["lpips"]
         (gradient,) = torch.autograd.grad(reconstruction_loss, output, retain_graph=True)
+        if not judging:
+            return gradient, losses, None
         if isinstance(self.discriminator, PatchDiscriminator):
             real, fake = [diff_augment(images)], [diff_augment(output)]
         if adversarial:
@@ -63,4 +67,4 @@ class Criterion:
             (adversarial_gradient,) = torch.autograd.grad(losses["gan"], output)
             losses["lambda"] = adaptive_weight(gradient, adversarial_gradient, self.last_input, self.last_layer.weight)
             gradient = gradient + self.disc_weight * losses["lambda"] * adversarial_gradient
-        return gradient, losses, real, fake
+        return gradient, losses, (real, fake)

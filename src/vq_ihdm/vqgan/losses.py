@@ -2,11 +2,25 @@
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 
 def hinge_loss_discriminator(real: list[torch.Tensor], fake: list[torch.Tensor]) -> torch.Tensor:
     """0.5 E[max(0, 1 - D(x))] + 0.5 E[max(0, 1 + D(x^))], summed over the maps of logits a discriminator returns."""
     return sum(0.5 * (F.relu(1 - r).mean() + F.relu(1 + f).mean()) for r, f in zip(real, fake, strict=True))
+
+
+def discriminator_loss(discriminator: nn.Module, real: list[torch.Tensor], fake: list[torch.Tensor]) -> torch.Tensor:
+    """`hinge_loss_discriminator` of what a discriminator says of images and of reconstructions.
+
+    Both sides go down in one pass: what wraps a network for several processes allows one a backward pass.
+
+    Args:
+        real, fake: what `Criterion` says is judged, the first axis the batch.
+    """
+    both = [torch.cat([r, f.detach()]) for r, f in zip(real, fake, strict=True)]
+    logits = [level.float().chunk(2) for level in discriminator(both)]
+    return hinge_loss_discriminator(*zip(*logits, strict=True))
 
 
 def hinge_loss_generator(fake: list[torch.Tensor]) -> torch.Tensor:

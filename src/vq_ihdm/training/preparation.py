@@ -1,0 +1,75 @@
+"""What stands before the first step: accelerator, schedule of the learning rate, a network ready to be trained."""
+
+import argparse
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from ..errors import InputError
+from ..files import hold
+from .ema import EMA
+
+
+def make_accelerator(args: argparse.Namespace) -> Accelerator:
+    """The accelerator the shared flags ask for, and --output_dir held for this run until the process ends.
+
+    What the flags leave open `accelerate launch` decides: `args.mixed_precision` and
+    `args.gradient_accumulation_steps` then hold what is used.
+
+    Raises:
+        InputError: the tracker's package is not installed (`accelerate` would go on without pictures and curves);
+            the launcher asks for FSDP or DeepSpeed, which split the networks that a checkpoint here holds whole; or
+            another run holds --output_dir.
+    """
+    if args.report_to != "none" and find_spec(args.report_to) is None:
+        raise InputError(f"--report_to {args.report_to} needs that package: pip install {args.report_to}")
+    for name in ("FSDP", "DEEPSPEED"):  # so the launcher tells its scripts
+        if os.environ.get(f"ACCELERATE_USE_{name}") == "true":
+            raise InputError(f"{name} is not supported; launch with --multi_gpu: every network here fits one GPU")
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        gradient_accumulation_steps=args.gradient_accumulation_steps or 1,
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_dir=args.logging_dir or Path(args.output_dir) / "logs",
+    )
+    if args.gradient_accumulation_steps is not None:  # `accelerate` takes the launcher's word over an argument
+        accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
+    args.mixed_precision = accelerator.mixed_precision
+    args.gradient_accumulation_steps = accelerator.gradient_accumulation_steps
+    if accelerator.is_main_process:
+        hold(args.output_dir)
+    return accelerator
+
+
+def make_scheduler(args: argparse.Namespace, optimizer: Optimizer) -> LRScheduler:
+    """The schedule of the learning rate the shared flags ask for."""
+    shape = get_scheduler(
+        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
+    ).lr_lambdas[0]
+
+    def rate(step: int) -> float:
+        left = args.max_train_steps - step
+        return shape(step) * (min(1.0, left / args.lr_decay_steps) if args.lr_decay_steps else 1.0)
+
+    return LambdaLR(optimizer, rate)
+
+
+def prepare_network(
+    args: argparse.Namespace, accelerator: Accelerator, network: nn.Module, optimizer: Optimizer
+) -> tuple[nn.Module, Optimizer, LRScheduler, EMA]:
+    """A network on its device and wrapped for the processes, with its optimizer, learning rates and moving average.
+
+    Whatever each process made, all of them start from the first one's weights, and so does the average.
+    """
+    network.to(accelerator.device).train()
+    lr_scheduler = make_scheduler(args, optimizer)
+    ema = EMA(network, args.ema_decay)  # of the network as it is: what wraps it may not be copied
+    network, optimizer = accelerator.prepare(network, optimizer)
+    ema.module.load_state_dict(accelerator.unwrap_model(network).state_dict())
+    return network, optimizer, lr_scheduler, ema

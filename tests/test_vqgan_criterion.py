@@ -1,0 +1,75 @@
+"""What a reconstruction is told: each loss's gradient at the pixels, and when the discriminator takes part."""
+
+import pytest
+import torch
+from conftest import CODE_DIM, tiny_vq_model
+
+from vq_ihdm.vqgan.criterion import Criterion
+from vq_ihdm.vqgan.discriminator import PatchDiscriminator
+from vq_ihdm.vqgan.losses import discriminator_loss, hinge_loss_discriminator, hinge_loss_generator
+from vq_ihdm.vqgan.perceptual import PerceptualLoss
+from vq_ihdm.vqgan.projected_discriminator import ProjectedDiscriminator
+
+DISC_WEIGHT = 0.8
+
+
+@pytest.fixture(params=["patch", "projected"])
+def parts(request, trunk):
+    """A criterion of either kind, with slices and their reconstructions, through the last layer it watches."""
+    torch.manual_seed(0)
+    perceptual, discriminator = None, PatchDiscriminator(8)
+    if request.param == "projected":
+        perceptual = PerceptualLoss("alex", trunk)
+        discriminator = ProjectedDiscriminator(perceptual.feature_channels, 8).eval()
+    vqvae = tiny_vq_model()
+    criterion = Criterion(discriminator, vqvae.decoder.conv_out, perceptual, 32, 0.5, DISC_WEIGHT)
+    output = vqvae.decode(torch.randn(2, CODE_DIM, 8, 8), force_not_quantize=True).sample
+    return criterion, torch.rand(2, 1, 32, 32) * 2 - 1, output.detach().requires_grad_()
+
+
+def test_before_the_discriminator_trains_nothing_is_prepared_for_it(parts):
+    """Augmenting pixels that nobody judges would be work, and would move the random stream."""
+    criterion, images, output = parts
+    before = torch.get_rng_state()
+    gradient, losses, judged = criterion(images, output, judging=False, adversarial=False)
+    assert judged is None and losses.keys() <= {"l1", "lpips"}
+    if criterion.perceptual is None:
+        assert torch.equal(torch.get_rng_state(), before)
+    expected = sum(weight * losses[name] for name, weight in (("l1", 1), ("lpips", 0.5)) if name in losses)
+    torch.testing.assert_close(gradient, *torch.autograd.grad(expected, output))
+
+
+def test_a_discriminator_trains_before_its_loss_counts(parts):
+    criterion, images, output = parts
+    torch.manual_seed(1)
+    alone, _, _ = criterion(images, output, judging=False, adversarial=False)
+    torch.manual_seed(1)
+    gradient, losses, (real, fake) = criterion(images, output, judging=True, adversarial=False)
+    assert torch.equal(gradient, alone) and "gan" not in losses
+    assert [maps.shape for maps in real] == [maps.shape for maps in fake]
+    loss = discriminator_loss(criterion.discriminator, real, fake)
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in criterion.discriminator.parameters())
+    assert output.grad is None  # what a discriminator learns is no matter of the reconstruction
+
+
+def test_the_adversarial_loss_enters_by_its_weights(parts):
+    criterion, images, output = parts
+    torch.manual_seed(1)
+    alone, _, _ = criterion(images, output, judging=True, adversarial=False)
+    torch.manual_seed(1)
+    gradient, losses, (_, fake) = criterion(images, output, judging=True, adversarial=True)
+    torch.testing.assert_close(losses["gan"], hinge_loss_generator(criterion.discriminator(fake)))
+    assert 0 < losses["lambda"] <= 1
+    torch.manual_seed(1)  # the same windows and augmentation, to differentiate once more
+    _, _, (_, fake) = criterion(images, output, judging=True, adversarial=False)
+    (of_gan,) = torch.autograd.grad(hinge_loss_generator(criterion.discriminator(fake)), output)
+    torch.testing.assert_close(gradient, alone + DISC_WEIGHT * losses["lambda"] * of_gan)
+
+
+def test_one_pass_judges_both_sides_as_two_would():
+    torch.manual_seed(0)
+    discriminator = PatchDiscriminator(8)
+    real, fake = [torch.randn(3, 1, 32, 32)], [torch.randn(3, 1, 32, 32)]
+    expected = hinge_loss_discriminator(discriminator(real), discriminator(fake))
+    torch.testing.assert_close(discriminator_loss(discriminator, real, fake), expected)
