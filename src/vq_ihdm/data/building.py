@@ -174,6 +174,14 @@ def pseudonym(subject: str, salt: bytes) -> str:
     return hmac.new(salt, subject.encode(), hashlib.sha256).hexdigest()[:16]
 
 
+def published_names(args: argparse.Namespace, source: Source, subjects: Iterable[str]) -> dict[str, str]:
+    """What each subject is called in the set: a pseudonym, unless the subjects are no people or --keep_subject_ids."""
+    if not source.people or args.keep_subject_ids:
+        return {subject: subject for subject in subjects}
+    salt = read_salt(args.salt_file or args.output_dir.with_name(args.output_dir.name + ".salt"))
+    return {subject: pseudonym(subject, salt) for subject in subjects}
+
+
 def encode_png(image: np.ndarray, bit_depth: int) -> bytes:
     """PNG of a grey image (H, W) in [0, 1]."""
     dtype = PIXEL_TYPES[bit_depth][1]
@@ -244,16 +252,20 @@ def build_set(
         "slice_level": Value("float32"),
     }
     features = Features({**columns, **covariates})
-    if source.people and not args.keep_subject_ids:
-        salt = read_salt(args.salt_file or args.output_dir.with_name(args.output_dir.name + ".salt"))
-        published = {subject: pseudonym(subject, salt) for subject in strata}
-    else:
-        published = {subject: subject for subject in strata}
+    published = published_names(args, source, strata)
     split_of = split_subjects(strata, args.split, args.seed)
     report = args.output_dir.with_name(args.output_dir.name + ".left_out.csv")
 
-    counts = {}
-    digest = hashlib.sha256()
+    counts, digest = {}, hashlib.sha256()  # the digest takes in all that is published
+
+    def published_rows(subject: str) -> list[dict[str, Any]]:
+        rows = [{**row, "subject": published[subject]} for row in rows_of(subject)]
+        rows = [{**row, "slice_level": level} for row, level in zip(rows, slice_levels(rows), strict=True)]
+        for row in rows:
+            values = [row[column] for column in features if column != "image"]
+            digest.update(row["image"] + f"{split_of[subject]} {values}".encode())
+        return rows
+
     with (
         replacing(args.output_dir) as folder,
         tqdm(total=len(strata), desc="Writing", unit="subject") as progress,
@@ -262,22 +274,7 @@ def build_set(
         for split, share in zip(SPLITS, args.split, strict=True):
             # In the order of the published names: the order of the ids would give pseudonyms away.
             members = sorted((s for s in strata if split_of[s] == split), key=published.__getitem__)
-            shards = [members[i : i + SUBJECTS_PER_SHARD] for i in range(0, len(members), SUBJECTS_PER_SHARD)]
-            slices = Counter()
-            for number, shard in enumerate(shards):
-                path = folder / "data" / f"{split}-{number:05d}-of-{len(shards):05d}.parquet"
-                with pq.ParquetWriter(path, features.arrow_schema) as writer:
-                    for subject in shard:
-                        rows = [{**row, "subject": published[subject]} for row in rows_of(subject)]
-                        rows = [{**row, "slice_level": at} for row, at in zip(rows, slice_levels(rows), strict=True)]
-                        for row in rows:
-                            digest.update(
-                                row["image"] + f"{split} {[row[c] for c in features if c != 'image']}".encode()
-                            )
-                        if rows:
-                            writer.write_table(to_table(rows, features))
-                            slices[subject] = len(rows)
-                        progress.update()
+            slices = write_shards(folder / "data", split, members, published_rows, features, progress)
             if share and not slices:
                 rejections.write(report)
                 raise InputError(
@@ -310,6 +307,32 @@ def build_set(
         print(f"{split}: {count['slices']} slices of {count['subjects']} subjects")
     rejections.write(report)
     print(f"{args.output_dir}: complete; {rejections}" + (f": {report} says why" if rejections.rows else ""))
+
+
+def write_shards(
+    folder: Path,
+    split: str,
+    subjects: Sequence[str],
+    rows_of: Callable[[str], list[dict[str, Any]]],
+    features: Features,
+    progress: tqdm,
+) -> Counter:
+    """Write a split as `<split>-<number>-of-<count>.parquet`, subject by subject.
+
+    Returns:
+        how many slices were written of each subject that has any.
+    """
+    shards = [subjects[i : i + SUBJECTS_PER_SHARD] for i in range(0, len(subjects), SUBJECTS_PER_SHARD)]
+    slices = Counter()
+    for number, shard in enumerate(shards):
+        path = folder / f"{split}-{number:05d}-of-{len(shards):05d}.parquet"
+        with pq.ParquetWriter(path, features.arrow_schema) as writer:
+            for subject in shard:
+                if rows := rows_of(subject):
+                    writer.write_table(to_table(rows, features))
+                    slices[subject] = len(rows)
+                progress.update()
+    return slices
 
 
 def to_table(rows: list[dict[str, Any]], features: Features) -> pa.Table:
