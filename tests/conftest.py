@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -92,6 +93,15 @@ def run_script(script: str, *arguments: object, folder: Path = ROOT) -> None:
             signal.signal(signum, handler)
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
+
+
+def refusal(run: Callable[..., object], *arguments: object, **keywords: object) -> str:
+    """The one line by which a script refuses to run."""
+    with pytest.raises(SystemExit) as stop:
+        run(*arguments, **keywords)
+    assert isinstance(stop.value.code, str)  # goes to stderr; the exit code is 1
+    assert stop.value.code.startswith("error: ") and "\n" not in stop.value.code
+    return stop.value.code
 
 
 def tiny_vq_model(seed: int = 0):
@@ -249,6 +259,34 @@ def ihdm_run(tmp_path_factory: pytest.TempPathFactory, tiny_preset: Path, templa
         "--output_dir", folder,
     )  # fmt: skip
     return folder
+
+
+@pytest.fixture
+def vqgan(tiny_preset: Path, template_set: Path, trunk: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Run train_vqgan.py with the tiny preset and more flags; later flags win."""
+
+    def run(*arguments: object, output_dir: Path = tmp_path / "run") -> Path:
+        run_script(
+            "train_vqgan.py", "--config", tiny_preset, "--dataset_name", template_set, "--perceptual_weights", trunk,
+            "--output_dir", output_dir, "--report_to", "none", *arguments,
+        )  # fmt: skip
+        return output_dir
+
+    return run
+
+
+@pytest.fixture
+def ihdm(tiny_preset: Path, template_set: Path, vqgan_run: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Run train_ihdm.py with the tiny preset and more flags; later flags win."""
+
+    def run(*arguments: object, output_dir: Path = tmp_path / "run") -> Path:
+        run_script(
+            "train_ihdm.py", "--config", tiny_preset, "--dataset_name", template_set, "--vqvae", vqgan_run / "best",
+            "--output_dir", output_dir, "--report_to", "none", *arguments,
+        )  # fmt: skip
+        return output_dir
+
+    return run
 
 
 GENERATE_FLAGS = (

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import GENERATE_FLAGS, ROOT, SHARD_FLAGS, run_script
+from states import differences
 
 from vq_ihdm.baselines.wgan import WGAN
 from vq_ihdm.training.checkpoints import list_checkpoints
@@ -85,25 +86,13 @@ def runs(tmp_path_factory, tiny_preset, template_set, pipeline_folder, plain_ihd
     return folder
 
 
-def assert_equal(first, second, name: str) -> None:
-    if isinstance(first, dict):
-        assert first.keys() == second.keys()
-        for key in first:
-            assert_equal(first[key], second[key], f"{name}.{key}")
-    elif isinstance(first, list):
-        for i, pair in enumerate(zip(first, second, strict=True)):
-            assert_equal(*pair, f"{name}.{i}")
-    else:
-        assert torch.equal(first, second) if torch.is_tensor(first) else first == second, name
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["vqgan", "ihdm"])
 def test_both_processes_end_with_the_same_state(runs, script):
     """Weights, averages, moments of the optimizers, schedules; but each has counted the codes of its own images."""
     first, second = (load_state(runs / script / f"process-{process}") for process in (0, 1))
     for part in first.keys() - {"run", "usage", "epoch_usage"}:
-        assert_equal(first[part], second[part], part)
+        assert differences(first[part], second[part], part) == []
     if script == "vqgan":  # since the last restart of codes, the third step: 2 x 3 images of 64 codes
         counts = [state["usage"]["counts"] for state in (first, second)]
         assert counts[0].sum() == counts[1].sum() == 6 * 64 and not torch.equal(*counts)

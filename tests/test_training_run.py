@@ -5,20 +5,22 @@ import json
 import os
 import resource
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from accelerate import Accelerator
 from killing import child, reap
-from tiny_training import assert_same_run, train
+from tiny_training import assert_same_run, parser, train
+from torch import nn
 
 import vq_ihdm.training.run
 from vq_ihdm.errors import InputError
 from vq_ihdm.files import hold
+from vq_ihdm.training.config import parse_args
+from vq_ihdm.training.ema import EMA
+from vq_ihdm.training.run import TrainingRun, check_finite
 from vq_ihdm.training.state import load_state
 
 
@@ -88,6 +90,15 @@ def test_images_are_counted_as_they_were_seen(stopped):
     assert train(stopped, "--train_batch_size", 5).images_seen == 3 * 3 + 5 * 5
 
 
+def test_a_run_adds_up_its_sessions(tmp_path):
+    argv = ["--output_dir", str(tmp_path), "--report_to", "none", "--train_batch_size", "3"]
+    args = parse_args(parser(), "part", argv)
+    run = TrainingRun(args, Accelerator(cpu=True), "run", range(10), {}, EMA(nn.Linear(2, 2), 0.9))
+    run.load_state_dict({"images_seen": 21, "seconds": 100.0, "best": None, "best_network": None, "last": None})
+    assert 100 <= run.seconds < 110
+    assert run.images_seen == 21
+
+
 def test_the_best_of_an_undone_branch_is_forgotten(stopped, whole, tmp_path):
     """Resumed with other settings, a run ends as it would had the steps after its checkpoint never been."""
     clean = tmp_path / "clean"
@@ -108,6 +119,13 @@ def test_what_somebody_removed_from_a_complete_run_comes_back(whole, tmp_path):
 
 
 # ---- what is not finite -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_diverged_loss_stops_the_run(value):
+    check_finite({"l1": 0.5}, 3)
+    with pytest.raises(InputError, match="l1 became .* at step 3.*last checkpoint is intact"):
+        check_finite({"gan": 1.0, "l1": value}, 3)
 
 
 def test_a_measure_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
@@ -166,29 +184,3 @@ def test_a_second_run_beside_the_first_is_refused(tmp_path):
     os.kill(pid, 9)
     reap(pid)
     assert train(folder).step == 8
-
-
-ORPHAN = """
-import os, sys, time
-if os.fork():
-    time.sleep(float(sys.argv[1]))  # the launcher, which ends without a word
-    os._exit(0)
-sys.path.insert(0, sys.argv[2])
-from interruption import Interruption
-interruption = Interruption()
-assert not interruption.requested
-time.sleep(2 * float(sys.argv[1]))
-print(interruption.requested)
-"""
-
-
-@pytest.mark.parametrize("launcher", ["ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", None])
-def test_a_run_ends_with_its_launcher_but_not_with_its_shell(launcher):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
-    done = subprocess.run(
-        [sys.executable, "-c", ORPHAN, "0.2", str(ROOT / "src" / "vq_ihdm" / "training")],
-        env=environment | ({launcher: "no"} if launcher else {}),
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.strip() == str(launcher is not None), done.stderr

@@ -7,14 +7,22 @@ from pathlib import Path
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file, save_file
+from states import differences, final_state
 from torch import nn
 
-from vq_ihdm.training.checkpoints import list_checkpoints
 from vq_ihdm.training.config import add_training_arguments, parse_args
 from vq_ihdm.training.ema import EMA
 from vq_ihdm.training.preparation import make_accelerator, make_scheduler
 from vq_ihdm.training.run import TrainingRun
-from vq_ihdm.training.state import load_state
+
+
+def parser() -> argparse.ArgumentParser:
+    """The shared flags, and one that takes a list."""
+    parser = argparse.ArgumentParser()
+    add_training_arguments(parser)
+    parser.add_argument("--widths", type=int, nargs="+", default=[1])
+    parser.set_defaults(max_train_steps=100, train_batch_size=2)
+    return parser
 
 
 class Network(nn.Linear):
@@ -57,26 +65,9 @@ def train(folder: Path, *flags: object) -> TrainingRun:
 
 def assert_same_run(first: Path, second: Path) -> None:
     """Bit for bit, but for clock and flags."""
-    ours, theirs = (without_clock(load_state(list_checkpoints(folder)[-1])) for folder in (first, second))
-    assert repr(flat(ours)) == repr(flat(theirs))
+    assert differences(final_state(first), final_state(second)) == []
     for name in ("best", "last"):
         ours, theirs = (load_file(folder / name / "model.safetensors") for folder in (first, second))
-        assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
+        assert differences(ours, theirs) == []
         ours, theirs = (json.loads((folder / name / "metrics.json").read_text()) for folder in (first, second))
         assert ours.keys() == theirs.keys() and ours["measure"] == theirs["measure"] and ours["step"] == theirs["step"]
-
-
-def without_clock(state: dict) -> dict:
-    del state["args"], state["parts"]["run"]["seconds"]
-    for name in ("best", "last"):
-        del state["parts"]["run"][name]["seconds"]
-    return state
-
-
-def flat(node: object) -> object:
-    """Tensors as lists, which compare and print exactly."""
-    if isinstance(node, torch.Tensor):
-        return node.tolist()
-    if isinstance(node, dict):
-        return {key: flat(value) for key, value in node.items()}
-    return [flat(value) for value in node] if isinstance(node, list) else node

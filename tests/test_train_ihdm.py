@@ -1,0 +1,129 @@
+"""train_ihdm.py on the tiny set: what it leaves, exact resume, learning on, budgets, its options."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import refusal
+from datasets import load_dataset
+from PIL import Image
+from safetensors.torch import load_file
+from states import assert_same_weights, differences, final_state
+
+from vq_ihdm import VQIHDMPipeline
+from vq_ihdm.training.checkpoints import list_checkpoints
+from vq_ihdm.training.state import load_state
+
+
+def test_train_ihdm_leaves_a_pipeline(ihdm_run, vqgan_run):
+    pipeline = VQIHDMPipeline.from_pretrained(ihdm_run / "pipeline")
+    assert pipeline.scheduler.config.sigma_max == pipeline.prior.sigma == 2
+    assert pipeline.prior.config.kind == "mixture"
+    assert_same_weights(vqgan_run / "best", ihdm_run / "pipeline" / "vqvae")
+    assert_same_weights(ihdm_run / "best", ihdm_run / "pipeline" / "denoiser")
+    images = pipeline(2, generator=torch.Generator().manual_seed(0)).images
+    assert [image.size for image in images] == [(32, 32)] * 2
+    assert Image.open(ihdm_run / "samples.png").mode == "L"
+    assert json.loads((ihdm_run / "metrics.json").read_text())["cross_entropy"] > 0
+
+
+def test_embeddings_are_standardised_by_the_training_tokens(ihdm_run, template_set):
+    """Mean 0 and deviation 1 over the tokens of the training slices, not over the codebook."""
+    pipeline = VQIHDMPipeline.from_pretrained(ihdm_run / "pipeline")
+    pixels = np.stack([np.asarray(row["image"]) for row in load_dataset(str(template_set))["train"]])
+    images = torch.from_numpy(pixels).float()[:, None] / 127.5 - 1
+    tokens = pipeline.embed_codes(pipeline.encode_images(torch.cat([images, images.flip(-1)])))
+    torch.testing.assert_close(tokens.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(tokens.std((0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
+
+
+def test_a_denoiser_that_stopped_goes_on_bit_for_bit(ihdm, ihdm_run):
+    folder = ihdm("--max_train_steps", 3)
+    ihdm("--resume_from_checkpoint", folder / "checkpoint-3")
+    assert differences(final_state(folder), final_state(ihdm_run)) == []
+    assert_same_weights(folder / "pipeline", ihdm_run / "pipeline")
+
+
+def test_a_denoiser_learns_on_from_a_denoiser_or_a_pipeline(ihdm, ihdm_run, vqgan_run, tmp_path):
+    before = load_file(ihdm_run / "best" / "model.safetensors")
+    for place in (ihdm_run / "best", ihdm_run / "pipeline"):
+        folder = ihdm(
+            "--pretrained_model_name_or_path", place, "--learning_rate", 1e-12, "--hidden_size", 8,
+            "--max_train_steps", 1, output_dir=tmp_path / place.name,
+        )  # fmt: skip
+        after = load_file(folder / "best" / "model.safetensors")
+        for name, tensor in after.items():
+            torch.testing.assert_close(tensor, before[name], atol=1e-6, rtol=0)
+    assert "holds no denoiser" in refusal(ihdm, "--pretrained_model_name_or_path", vqgan_run / "best")
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(ihdm, ihdm_run):
+    folder = ihdm("--gradient_checkpointing", "--max_train_steps", 4)
+    first, second = (load_state(run / "checkpoint-4")["parts"]["network"] for run in (folder, ihdm_run))
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], atol=1e-5, rtol=1e-4)
+
+
+def test_accumulated_gradients_are_those_of_the_larger_batch(ihdm, tmp_path):
+    """Without chance in the loss 2 x 1 examples make the step of 2."""
+    plain = (
+        "--dropout",
+        0,
+        "--delta",
+        0,
+        "--reveal_probability",
+        0,
+        "--covariate_dropout",
+        0,
+        "--no-random_flip",
+        "--max_train_steps",
+        4,
+    )
+    states = [
+        final_state(ihdm(*plain, *batch, output_dir=tmp_path / name))["parts"]["network"]
+        for name, batch in [
+            ("accumulated", ("--train_batch_size", 1, "--gradient_accumulation_steps", 2)),
+            ("whole", ("--train_batch_size", 2, "--gradient_accumulation_steps", 1)),
+            ("other", ("--train_batch_size", 1, "--gradient_accumulation_steps", 1)),
+        ]
+    ]
+    for name, weight in states[0].items():
+        torch.testing.assert_close(weight, states[1][name], atol=2e-5, rtol=1e-4)
+    assert any((weight - states[2][name]).abs().max() > 1e-3 for name, weight in states[0].items())
+
+
+def test_a_complete_run_is_complete(ihdm, ihdm_run, tmp_path):
+    """Resumed again it trains no further, and leaves the same pipeline."""
+    folder = shutil.copytree(ihdm_run, tmp_path / "run")
+    shutil.rmtree(folder / "pipeline")
+    ihdm("--resume_from_checkpoint", "latest")
+    assert_same_weights(folder / "pipeline", ihdm_run / "pipeline")
+
+
+@pytest.mark.parametrize("budget, steps", [(("--max_train_images", 20), 4), (("--max_train_minutes", 1e-6), 1)])
+def test_a_budget_ends_a_run_as_its_last_step_would(ihdm, budget, steps):
+    """Six images a step. The run is complete: resumed it trains no further."""
+    folder = ihdm(*budget)
+    assert json.loads((folder / "last" / "metrics.json").read_text())["step"] == steps
+    assert (folder / "pipeline" / "model_index.json").is_file()
+    ihdm(*budget, "--resume_from_checkpoint", "latest")
+    assert [checkpoint.name for checkpoint in list_checkpoints(folder)] == [f"checkpoint-{steps}"]
+
+
+def test_a_second_run_does_not_overwrite_the_first(ihdm, ihdm_run, tmp_path):
+    shutil.copytree(ihdm_run, tmp_path / "run")
+    assert "checkpoint-8" in refusal(ihdm, "--max_train_steps", 4)
+
+
+def test_a_prior_of_images_is_saved_only_where_told_so(ihdm):
+    assert "--allow_training_image_prior" in refusal(ihdm, "--prior", "images")
+    folder = ihdm("--prior", "images", "--allow_training_image_prior", "--max_train_steps", 1)
+    assert VQIHDMPipeline.from_pretrained(folder / "pipeline").prior.config.kind == "images"
+
+
+def test_the_paper_s_prior(ihdm):
+    folder = ihdm("--prior", "slice", "--sigma_max", 24, "--max_train_steps", 1)
+    prior = VQIHDMPipeline.from_pretrained(folder / "pipeline").prior
+    assert (prior.config.kind, prior.sigma, prior.config.num_modes) == ("slice", 24, 1)

@@ -1,0 +1,101 @@
+"""train_vqgan.py on the tiny set: what it leaves, exact resume, learning on, its options."""
+
+import json
+
+import numpy as np
+import torch
+from conftest import refusal
+from datasets import load_dataset
+from PIL import Image
+from states import assert_same_weights, differences, final_state
+
+from vq_ihdm.data.images import SliceTensors
+from vq_ihdm.training.checkpoints import list_checkpoints
+from vq_ihdm.training.state import load_state
+from vq_ihdm.vqgan.model import load_vq_model
+
+
+def test_train_vqgan_leaves_what_it_says(vqgan_run):
+    for name in ("best", "last"):
+        model = load_vq_model(vqgan_run / name)
+        norms = model.quantize.embedding.weight.norm(dim=1)
+        torch.testing.assert_close(norms, torch.ones_like(norms))  # the average too is on the sphere
+        metrics = json.loads((vqgan_run / name / "metrics.json").read_text())
+        assert {"l1", "lpips", "usage", "perplexity", "step", "images_seen", "seconds"} <= metrics.keys()
+        assert metrics["images_seen"] == metrics["step"] * 6
+        assert all(np.isfinite(value) for value in metrics.values())
+    assert json.loads((vqgan_run / "last" / "metrics.json").read_text())["step"] == 8
+    sheet = Image.open(vqgan_run / "reconstructions.png")
+    assert sheet.mode == "L" and sheet.size == (8 * 34 - 2, 2 * 34 - 2)
+    config = json.loads((vqgan_run / "config.json").read_text())
+    assert (config["num_vq_embeddings"], config["learning_rate"], config["disc_weight"]) == (32, 1e-3, 0.8)
+    assert [folder.name for folder in list_checkpoints(vqgan_run)] == ["checkpoint-4", "checkpoint-8"]
+
+
+def test_a_vqgan_that_stopped_goes_on_bit_for_bit(vqgan, vqgan_run):
+    """Mid-epoch, with flips, discriminator, restarts of codes and accumulated gradients."""
+    folder = vqgan("--max_train_steps", 3)
+    vqgan("--resume_from_checkpoint", "latest")
+    assert differences(final_state(folder), final_state(vqgan_run)) == []
+    assert_same_weights(folder / "last", vqgan_run / "last")
+
+
+def test_a_patch_discriminator_trains_and_resumes_too(vqgan, tmp_path):
+    whole = vqgan("--discriminator", "patch", output_dir=tmp_path / "whole")
+    folder = vqgan("--discriminator", "patch", "--max_train_steps", 5)
+    vqgan("--discriminator", "patch", "--resume_from_checkpoint", "latest")
+    assert differences(final_state(folder), final_state(whole)) == []
+
+
+def test_the_learning_rate_decays_to_zero_over_the_last_steps(vqgan, vqgan_run):
+    folder = vqgan("--lr_decay_steps", 4)
+    rates = [final_state(run)["parts"]["scheduler_g"]["_last_lr"] for run in (folder, vqgan_run)]
+    assert rates == [[0.0], [1e-3]]
+
+
+def test_a_vqgan_learns_on_from_a_model_or_a_pipeline(vqgan, vqgan_run, ihdm_run, tmp_path):
+    folders = [
+        vqgan(
+            "--pretrained_model_name_or_path", place, "--learning_rate", 1e-12, "--num_vq_embeddings", 8,
+            "--block_out_channels", *[8] * 7, "--max_train_steps", 2, output_dir=tmp_path / place.name,
+        )
+        for place in (vqgan_run / "best", ihdm_run / "pipeline")
+    ]  # fmt: skip
+    for folder in folders:  # the record goes on where that of the model ends
+        stages = json.loads((folder / "best" / "training.json").read_text())["stages"]
+        assert [stage["settings"]["learning_rate"] for stage in stages] == [1e-3, 1e-12]
+    before, *after = (load_vq_model(folder / "best").state_dict() for folder in (vqgan_run, *folders))
+    for state in after:
+        for name, tensor in state.items():
+            torch.testing.assert_close(tensor, before[name], atol=1e-6, rtol=0)
+
+
+def test_slices_must_fit_the_model_that_learns_on_whatever_the_flags_say(vqgan, vqgan_run):
+    flags = ("--pretrained_model_name_or_path", vqgan_run / "best", "--block_out_channels", 8)
+    assert "34x34, no multiple of the downsampling factor 4" in refusal(vqgan, *flags, "--resolution", 34)
+
+
+def test_training_the_decoder_alone_keeps_every_code(vqgan, vqgan_run, tmp_path):
+    folder = vqgan("--pretrained_model_name_or_path", vqgan_run / "best", "--train_decoder_only")
+    before, after = (load_vq_model(place).state_dict() for place in (vqgan_run / "best", folder / "last"))
+    changed = {name.split(".")[0] for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+
+
+def test_slices_read_ahead_are_the_same_slices(vqgan, vqgan_run, monkeypatch):
+    """Even where they do not fit into memory, and the workers decode them."""
+    monkeypatch.setattr(SliceTensors, "MEMORY", 0)
+    folder = vqgan("--dataloader_num_workers", 1, "--max_train_steps", 4)
+    first, second = (load_state(run / "checkpoint-4")["parts"]["generator"] for run in (folder, vqgan_run))
+    assert differences(first, second) == []
+
+
+def test_images_of_another_column_and_size(vqgan, template_set, tmp_path):
+    renamed = load_dataset(str(template_set)).rename_column("image", "slice_image")
+    for name, split in renamed.items():
+        split.to_parquet(tmp_path / "set" / f"{name}.parquet")
+    flags = ("--dataset_name", tmp_path / "set", "--image_column", "slice_image", "--max_train_steps", 1)
+    folder = vqgan(*flags, "--resolution", 40, "--center_crop")
+    assert Image.open(folder / "reconstructions.png").size == (8 * 42 - 2, 2 * 42 - 2)
+    assert "name it with --image_column" in refusal(vqgan, *flags[:2], output_dir=tmp_path / "other")
+    assert "--resolution" in refusal(vqgan, "--center_crop", output_dir=tmp_path / "other")

@@ -1,0 +1,72 @@
+"""What stands before the first step: the accelerator of flags and launcher, and a network ready to be trained."""
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from tiny_training import parser
+from torch import nn
+
+from vq_ihdm.errors import InputError
+from vq_ihdm.training.config import parse_args
+from vq_ihdm.training.preparation import make_accelerator, prepare_network
+
+
+@pytest.fixture
+def launched(monkeypatch, tmp_path):
+    """What `make_accelerator` makes of the script's flags under a launcher's environment."""
+
+    def launch(*flags: str, **environment: str):
+        for name, value in environment.items():
+            monkeypatch.setenv(f"ACCELERATE_{name}", value)
+        args = parse_args(parser(), "part", ["--output_dir", str(tmp_path), "--report_to", "none", *flags])
+        try:
+            accelerator = make_accelerator(args)
+            assert accelerator.mixed_precision == args.mixed_precision
+            assert accelerator.gradient_accumulation_steps == args.gradient_accumulation_steps
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+        return args.mixed_precision, args.gradient_accumulation_steps
+
+    return launch
+
+
+def test_what_no_flag_says_the_launcher_says(launched):
+    assert launched() == ("no", 1)
+    assert launched(MIXED_PRECISION="bf16", GRADIENT_ACCUMULATION_STEPS="4") == ("bf16", 4)
+
+
+def test_a_flag_is_stronger_than_the_launcher(launched):
+    flags = ("--mixed_precision", "no", "--gradient_accumulation_steps", "2")
+    assert launched(*flags, MIXED_PRECISION="bf16", GRADIENT_ACCUMULATION_STEPS="4") == ("no", 2)
+
+
+def test_what_splits_networks_is_refused(launched):
+    with pytest.raises(InputError, match="FSDP is not supported"):
+        launched(USE_FSDP="true")
+
+
+@pytest.fixture
+def forgotten():
+    """Accelerate's state, which outlives an accelerator, is gone after the test."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def test_a_prepared_network_its_average_and_its_rates_belong_together(tmp_path, forgotten):
+    flags = ["--output_dir", str(tmp_path), "--report_to", "none", "--lr_warmup_steps", "4", "--ema_decay", "0.5"]
+    args = parse_args(parser(), "part", flags)
+    bare = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).eval()
+    optimizer = torch.optim.Adam(bare.parameters(), lr=args.learning_rate)
+    network, optimizer, lr_scheduler, ema = prepare_network(args, make_accelerator(args), bare, optimizer)
+    assert network.training and not ema.module.training and ema.decay == 0.5
+    assert all(torch.equal(value, ema.module.state_dict()[name]) for name, value in bare.state_dict().items())
+    rates = []
+    for _ in range(5):
+        rates.append(optimizer.param_groups[0]["lr"] / args.learning_rate)
+        network(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        lr_scheduler.step()
+    assert rates == [0, 0.25, 0.5, 0.75, 1]
+    assert not torch.equal(bare[0].weight, ema.module[0].weight)  # the average follows when it is told to
