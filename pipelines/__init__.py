@@ -7,12 +7,13 @@ from huggingface_hub import hf_hub_download
 
 from ..errors import InputError
 from ..files import read_json
+from .installed_pipeline import HUB_ARGUMENTS
 from .pipeline_absorbing_diffusion import AbsorbingDiffusionPipeline
 from .pipeline_gan import GANPipeline
 from .pipeline_latent_diffusion import LatentDiffusionPipeline
 from .pipeline_pixel_ihdm import PixelIHDMPipeline
 from .pipeline_vq_ihdm import VQIHDMPipeline
-from .slice_pipeline import HUB_ARGUMENTS, SlicePipeline
+from .slice_pipeline import SlicePipeline
 
 PIPELINES: dict[str, type[SlicePipeline]] = {
     cls.__name__: cls

@@ -8,9 +8,8 @@ import torch
 from diffusers import ImagePipelineOutput, VQModel
 from transformers import PreTrainedModel
 
+from ..checks import check_equal
 from ..code_sampling import code_probabilities, draw_codes, rand_each
-from ..covariates import decode_covariates, encode_covariates
-from ..weights import check_equal
 from .token_pipeline import TokenPipeline
 
 
@@ -92,8 +91,7 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
         num_images = self.how_many(num_images, batch_size, chunk_size)
         generators = self.image_generators(num_images, generator)
         callback_inputs = self.callback_inputs(callback_on_step_end_tensor_inputs)
-        known_covariates = self.denoiser.known_covariates
-        table = encode_covariates(known_covariates, covariates, num_images, self._execution_device)
+        table = self.denoiser.encode_covariates(covariates, num_images).to(self._execution_device)
         starts = range(0, num_images, chunk_size)
         code_indices = []
         with self.progress_bar(total=len(starts) * num_inference_steps) as progress:
@@ -111,7 +109,7 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
                         callback_inputs,
                     )
                 )
-        told = decode_covariates(known_covariates, table)
+        told = self.denoiser.decode_covariates(table)
         return self.finish(torch.cat(code_indices), chunk_size, output_type, return_dict, told or None)
 
     def _draw_codes(

@@ -5,7 +5,7 @@ from diffusers import DPMSolverMultistepScheduler, ImagePipelineOutput, UNet2DMo
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..baselines.latent_diffusion import padding
-from ..weights import check_equal
+from ..checks import check_equal
 from .token_pipeline import TokenPipeline
 
 

@@ -4,7 +4,7 @@ import torch
 from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..weights import check_equal
+from ..checks import check_equal
 from .slice_pipeline import SlicePipeline
 
 

@@ -8,8 +8,7 @@ from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin, VQModel
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel
 
-from ..covariates import decode_covariates, encode_covariates
-from ..weights import check_equal
+from ..checks import check_equal
 from .token_pipeline import TokenPipeline
 
 
@@ -126,8 +125,7 @@ class VQIHDMPipeline(TokenPipeline):
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         callback_inputs = self.callback_inputs(callback_on_step_end_tensor_inputs)
         starts = range(0, num_images, chunk_size)
-        known_covariates = self.denoiser.known_covariates
-        table = encode_covariates(known_covariates, covariates, num_images, self._execution_device)
+        table = self.denoiser.encode_covariates(covariates, num_images).to(self._execution_device)
         parts = []
         with self.progress_bar(total=len(starts) * num_inference_steps) as progress:
             for start in starts:
@@ -146,7 +144,7 @@ class VQIHDMPipeline(TokenPipeline):
                     )
                 )
         code_indices, table = (torch.cat(part) for part in zip(*parts, strict=True))
-        told = decode_covariates(known_covariates, table)
+        told = self.denoiser.decode_covariates(table)
         return self.finish(code_indices, chunk_size, output_type, return_dict, told or None)
 
     def _draw_codes(

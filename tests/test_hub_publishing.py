@@ -226,6 +226,9 @@ def test_a_public_repository_is_not_taken_for_a_private_one(hub: HubServer, auth
     before = dict(hub.repositories["model", "tester/public"].files)
     with pytest.raises(RemoteError, match="InputError.*is public"):
         author.run(PUBLISH.format(str(model), "public", {}))
+    author.run(WITH_PACKAGE.format(str(model)))
+    with pytest.raises(RemoteError, match="InputError.*is public"):
+        author.run("pipe.push_to_hub('tester/public')")
     assert hub.repositories["model", "tester/public"].files == before
 
 
@@ -248,24 +251,39 @@ def test_the_same_images_with_and_without_the_package(author: HubClient, strange
     assert stranger.run(WITHOUT_PACKAGE.format(str(published)) + IMAGES) == expected
 
 
-@pytest.mark.parametrize("who", ["author", "stranger"])
 def test_a_loaded_pipeline_is_saved_and_published_complete(
-    hub: HubServer, published: Path, tmp_path: Path, who: str, request: pytest.FixtureRequest
+    hub: HubServer, author: HubClient, published: Path, tmp_path: Path
 ):
-    client, load = request.getfixturevalue(who), WITH_PACKAGE if who == "author" else WITHOUT_PACKAGE
-    client.run(load.format("tester/tiny"))
+    author.run(WITH_PACKAGE.format("tester/tiny"))
     saved = tmp_path / "saved"
-    client.run(f"pipe.save_pretrained({str(saved)!r})")
+    author.run(f"pipe.save_pretrained({str(saved)!r})")
     assert contents_of(saved).keys() == {*contents_of(published), "README.md"}
     assert {name: digest for name, digest in contents_of(saved).items() if name != "README.md"} == contents_of(
         published
     )
-    client.run(f"pipe.push_to_hub('tester/from-{who}')")
-    repository = hub.repositories["model", f"tester/from-{who}"]
+    author.run("pipe.push_to_hub('tester/from-author')")
+    repository = hub.repositories["model", "tester/from-author"]
     # Thumbnails of the training set leave by publish.py alone.
     assert set(repository.files) == {*contents_of(saved), ".gitattributes"} - {"audit_index.safetensors"}
     assert repository.private
-    assert client.run(load.format(f"tester/from-{who}") + IMAGES) == images_of(tiny_vq_ihdm())
+    assert author.run(WITH_PACKAGE.format("tester/from-author") + IMAGES) == images_of(tiny_vq_ihdm())
+
+
+def test_without_the_package_weights_and_code_are_saved_and_published(
+    hub: HubServer, stranger: HubClient, published: Path, pipeline_folder: Path, tmp_path: Path
+):
+    """Card, records and evaluation follow by the package alone, which knows what must not leave."""
+    stranger.run(WITHOUT_PACKAGE.format("tester/tiny"))
+    stranger.run(f"pipe.save_pretrained({str(tmp_path / 'saved')!r})")
+    assert contents_of(tmp_path / "saved") == contents_of(pipeline_folder)
+    stranger.run("pipe.push_to_hub('tester/pushed-elsewhere')")
+    saved_there = "pipe.save_pretrained({!r}, push_to_hub=True, repo_id='tester/saved-elsewhere')"
+    stranger.run(saved_there.format(str(tmp_path / "again")))
+    for name in ("tester/pushed-elsewhere", "tester/saved-elsewhere"):
+        repository = hub.repositories["model", name]
+        assert repository.private
+        assert set(repository.files) == {*contents_of(pipeline_folder), "README.md", ".gitattributes"}
+        assert stranger.run(WITHOUT_PACKAGE.format(name) + IMAGES) == images_of(tiny_vq_ihdm())
 
 
 SCANS = ("reconstructions.png", "evaluation/nearest.png", "evaluation/reconstructions.png", "audit_index.safetensors")

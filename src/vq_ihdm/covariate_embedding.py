@@ -1,14 +1,29 @@
 """Covariates as an input of a transformer, any of them given or not."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
-from .covariates import MARGIN, Covariate
+from .covariates import MARGIN, Covariate, decode_covariates, encode_covariates
 
 NUM_COSINES = 8
+
+
+class KnowsCovariates:
+    """Of a network with a vocabulary, `known_covariates`: the table that a user's words stand for, and back."""
+
+    known_covariates: tuple[Covariate, ...]
+
+    def encode_covariates(self, given: Mapping[str, Any] | None, num_images: int) -> torch.Tensor:
+        """What a user asks for as a table (num_images, C); see `vq_ihdm.covariates.encode_covariates`."""
+        return encode_covariates(self.known_covariates, given, num_images)
+
+    def decode_covariates(self, table: torch.Tensor) -> dict[str, list]:
+        """A table (N, C) as a list of N values for each name, None where nothing is given."""
+        return decode_covariates(self.known_covariates, table)
 
 
 class CovariateEmbedding(nn.Module):

@@ -97,9 +97,7 @@ def vocabulary(entries: Sequence[Mapping[str, Any]] | None) -> tuple[Covariate, 
     return tuple(Covariate(**{**entry, "categories": tuple(entry["categories"])}) for entry in entries or ())
 
 
-def encode_covariates(
-    known: Sequence[Covariate], given: Mapping[str, Any] | None, num_images: int, device: torch.device | str = "cpu"
-) -> torch.Tensor:
+def encode_covariates(known: Sequence[Covariate], given: Mapping[str, Any] | None, num_images: int) -> torch.Tensor:
     """What a user asks for as a table (num_images, C), float32.
 
     Args:
@@ -122,7 +120,7 @@ def encode_covariates(
         value = given.get(covariate.name)
         values = value if isinstance(value, (list, tuple)) else [value] * num_images
         table[:, column] = torch.tensor([covariate.encode(value) for value in values])
-    return table.to(device)
+    return table
 
 
 def decode_covariates(known: Sequence[Covariate], table: torch.Tensor) -> dict[str, list]:

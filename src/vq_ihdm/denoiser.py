@@ -8,7 +8,7 @@ from torch import nn
 from transformers import BertConfig, BertModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .covariate_embedding import CovariateEmbedding
+from .covariate_embedding import CovariateEmbedding, KnowsCovariates
 from .covariates import vocabulary
 
 
@@ -58,7 +58,7 @@ class VQIHDMDenoiserOutput(ModelOutput):
     logits: torch.FloatTensor | None = None
 
 
-class VQIHDMDenoiser(PreTrainedModel):
+class VQIHDMDenoiser(KnowsCovariates, PreTrainedModel):
     """Predicts the codes of all positions at once from the blurred embeddings, the reverse process of VQ-IHDM.
 
     BERT's own inputs serve: `inputs_embeds` are the projected state plus an embedding of sigma, `position_embeddings`

@@ -1,7 +1,4 @@
-"""What is asked of networks before they draw: complete, finite, made for each other.
-
-The libraries fill a tensor that a file lacks with random numbers and go on, and NaN gives pictures, too.
-"""
+"""Networks as they were saved, complete: the libraries fill a tensor that a file lacks with random numbers."""
 
 import os
 import re
@@ -42,23 +39,3 @@ def load_component(cls: type, path: str | os.PathLike, **kwargs: Any) -> Any:
         if names:
             raise ValueError(f"the weights of {path} {problem} {sorted(names)[0]}; save them again")
     return model.eval()
-
-
-def check_finite(model: torch.nn.Module, name: str) -> None:
-    """
-    Raises:
-        ValueError: a parameter or buffer of `model`, called `name` in the message, is NaN or infinite.
-    """
-    for key, tensor in model.state_dict().items():
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{name}.{key} holds numbers that are not finite")
-
-
-def check_equal(what: str, **values: Any) -> None:
-    """
-    Raises:
-        ValueError: components, given by name with what each says of `what`, do not belong together.
-    """
-    if len(set(values.values())) > 1:
-        said = ", ".join(f"{name} {value}" for name, value in values.items())
-        raise ValueError(f"components of one pipeline have one {what}, not {said}")

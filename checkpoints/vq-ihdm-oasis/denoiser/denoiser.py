@@ -1,16 +1,21 @@
 # Made by `save_pretrained` from vq_ihdm.covariates, vq_ihdm.covariate_embedding, vq_ihdm.denoiser.
-"""What a model can be asked for: its covariates with their ranges and categories, and how they become numbers.
-
-A table of covariates is a tensor (N, C) with a column for each: numbers as they are, categories by their index, NaN
-where nothing is given. The vocabulary, a list of `Covariate`, travels as plain dicts in the configs of the components.
-"""
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
+from transformers import BertConfig, BertModel, PreTrainedModel, PretrainedConfig
+from transformers.utils import ModelOutput
+
+
+"""What a model can be asked for: its covariates with their ranges and categories, and how they become numbers.
+
+A table of covariates is a tensor (N, C) with a column for each: numbers as they are, categories by their index, NaN
+where nothing is given. The vocabulary, a list of `Covariate`, travels as plain dicts in the configs of the components.
+"""
+
 
 MARGIN = 0.1  # how far a number may lie outside of the training range, as a share of that range
 LEVEL_FEATURES = 3  # cosines of a level: anatomy does not change linearly along the head
@@ -98,9 +103,7 @@ def vocabulary(entries: Sequence[Mapping[str, Any]] | None) -> tuple[Covariate, 
     return tuple(Covariate(**{**entry, "categories": tuple(entry["categories"])}) for entry in entries or ())
 
 
-def encode_covariates(
-    known: Sequence[Covariate], given: Mapping[str, Any] | None, num_images: int, device: torch.device | str = "cpu"
-) -> torch.Tensor:
+def encode_covariates(known: Sequence[Covariate], given: Mapping[str, Any] | None, num_images: int) -> torch.Tensor:
     """What a user asks for as a table (num_images, C), float32.
 
     Args:
@@ -123,7 +126,7 @@ def encode_covariates(
         value = given.get(covariate.name)
         values = value if isinstance(value, (list, tuple)) else [value] * num_images
         table[:, column] = torch.tensor([covariate.encode(value) for value in values])
-    return table.to(device)
+    return table
 
 
 def decode_covariates(known: Sequence[Covariate], table: torch.Tensor) -> dict[str, list]:
@@ -152,14 +155,22 @@ def _counting(first: int, last: int, like: torch.Tensor) -> torch.Tensor:
 
 """Covariates as an input of a transformer, any of them given or not."""
 
-import math
-from collections.abc import Sequence
-
-import torch
-from torch import nn
-
 
 NUM_COSINES = 8
+
+
+class KnowsCovariates:
+    """Of a network with a vocabulary, `known_covariates`: the table that a user's words stand for, and back."""
+
+    known_covariates: tuple[Covariate, ...]
+
+    def encode_covariates(self, given: Mapping[str, Any] | None, num_images: int) -> torch.Tensor:
+        """What a user asks for as a table (num_images, C); see `vq_ihdm.covariates.encode_covariates`."""
+        return encode_covariates(self.known_covariates, given, num_images)
+
+    def decode_covariates(self, table: torch.Tensor) -> dict[str, list]:
+        """A table (N, C) as a list of N values for each name, None where nothing is given."""
+        return decode_covariates(self.known_covariates, table)
 
 
 class CovariateEmbedding(nn.Module):
@@ -203,15 +214,6 @@ def position_cosines(covariate: Covariate, values: torch.Tensor) -> torch.Tensor
 
 
 """The denoiser: BERT over the positions of a code grid."""
-
-import math
-from dataclasses import dataclass
-
-import torch
-from torch import nn
-from transformers import BertConfig, BertModel, PretrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput
-
 
 
 class VQIHDMDenoiserConfig(PretrainedConfig):
@@ -260,7 +262,7 @@ class VQIHDMDenoiserOutput(ModelOutput):
     logits: torch.FloatTensor | None = None
 
 
-class VQIHDMDenoiser(PreTrainedModel):
+class VQIHDMDenoiser(KnowsCovariates, PreTrainedModel):
     """Predicts the codes of all positions at once from the blurred embeddings, the reverse process of VQ-IHDM.
 
     BERT's own inputs serve: `inputs_embeds` are the projected state plus an embedding of sigma, `position_embeddings`

@@ -1,16 +1,21 @@
 # Made by `save_pretrained` from vq_ihdm.covariates, vq_ihdm.heat, vq_ihdm.prior.
-"""What a model can be asked for: its covariates with their ranges and categories, and how they become numbers.
-
-A table of covariates is a tensor (N, C) with a column for each: numbers as they are, categories by their index, NaN
-where nothing is given. The vocabulary, a list of `Covariate`, travels as plain dicts in the configs of the components.
-"""
-
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+
+
+"""What a model can be asked for: its covariates with their ranges and categories, and how they become numbers.
+
+A table of covariates is a tensor (N, C) with a column for each: numbers as they are, categories by their index, NaN
+where nothing is given. The vocabulary, a list of `Covariate`, travels as plain dicts in the configs of the components.
+"""
+
 
 MARGIN = 0.1  # how far a number may lie outside of the training range, as a share of that range
 LEVEL_FEATURES = 3  # cosines of a level: anatomy does not change linearly along the head
@@ -98,9 +103,7 @@ def vocabulary(entries: Sequence[Mapping[str, Any]] | None) -> tuple[Covariate, 
     return tuple(Covariate(**{**entry, "categories": tuple(entry["categories"])}) for entry in entries or ())
 
 
-def encode_covariates(
-    known: Sequence[Covariate], given: Mapping[str, Any] | None, num_images: int, device: torch.device | str = "cpu"
-) -> torch.Tensor:
+def encode_covariates(known: Sequence[Covariate], given: Mapping[str, Any] | None, num_images: int) -> torch.Tensor:
     """What a user asks for as a table (num_images, C), float32.
 
     Args:
@@ -123,7 +126,7 @@ def encode_covariates(
         value = given.get(covariate.name)
         values = value if isinstance(value, (list, tuple)) else [value] * num_images
         table[:, column] = torch.tensor([covariate.encode(value) for value in values])
-    return table.to(device)
+    return table
 
 
 def decode_covariates(known: Sequence[Covariate], table: torch.Tensor) -> dict[str, list]:
@@ -160,9 +163,6 @@ snippet in VQ-IHDM has this lambda; the formula in its text, pi (n^2 / W^2 + m^2
 Every function keeps dtype and device of its input and can be differentiated.
 """
 
-import math
-
-import torch
 
 WITHOUT_FLOAT64 = ("mps", "npu")  # types of device
 
@@ -227,14 +227,6 @@ def surviving_modes(sigma: float, height: int, width: int, min_gain: float = 0.0
 
 
 """The blurry prior: where u_T comes from, without the training data."""
-
-import functools
-import math
-
-import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
-
 
 
 class BlurryPrior(ModelMixin, ConfigMixin):

@@ -1,4 +1,13 @@
 # Made by `save_pretrained` from vq_ihdm.heat, vq_ihdm.code_sampling, vq_ihdm.scheduling_heat_dissipation.
+import math
+from dataclasses import dataclass
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput
+
+
 """Heat dissipation on a grid: the mathematics of the forward process, as pure functions.
 
 With reflecting borders the cosine modes are eigenfunctions of the heat equation du/dt = laplace u. Mode (n, m) of an
@@ -9,9 +18,6 @@ snippet in VQ-IHDM has this lambda; the formula in its text, pi (n^2 / W^2 + m^2
 Every function keeps dtype and device of its input and can be differentiated.
 """
 
-import math
-
-import torch
 
 WITHOUT_FLOAT64 = ("mps", "npu")  # types of device
 
@@ -77,9 +83,6 @@ def surviving_modes(sigma: float, height: int, width: int, min_gain: float = 0.0
 
 """How codes are drawn from the logits of a network: pure functions of random numbers."""
 
-import torch
-
-
 
 def code_probabilities(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
     """(..., K) logits -> probabilities after temperature and nucleus truncation, not renormalised; `finest_dtype`.
@@ -131,14 +134,6 @@ def rand_each(
 
 
 """The forward and reverse process of discrete VQ-IHDM as a diffusers scheduler."""
-
-import math
-from dataclasses import dataclass
-
-import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import BaseOutput
 
 
 OPEN = -1  # the code index of a position that is not revealed yet

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..covariate_embedding import CovariateEmbedding
+from ..covariate_embedding import CovariateEmbedding, KnowsCovariates
 from ..covariates import vocabulary
 
 
@@ -69,7 +69,7 @@ class AbsorbingDenoiserOutput(ModelOutput):
     logits: torch.FloatTensor | None = None
 
 
-class AbsorbingDenoiser(PreTrainedModel):
+class AbsorbingDenoiser(KnowsCovariates, PreTrainedModel):
     """A bidirectional transformer with layer norm before attention and before the feed-forward part.
 
     The time t is no input: it is the share of masked positions, which the network sees.

@@ -2,15 +2,12 @@
 
 import argparse
 import json
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
-
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 
 from ..errors import InputError
 from ..pipelines.saving import AUDIT_INDEX, SCANLESS, holds_training_images
+from ..uploading import HubRepository
 from .audit import audit_failures
 from .figures import read_report
 from .model_card import model_card
@@ -19,8 +16,7 @@ from .record import DATA_FACTS, RECORD, read_record
 # Only what this package writes leaves the machine, whatever else lies in a folder.
 MODEL_FILES = (".json", ".md", ".png", ".py", ".safetensors")
 SPACE_PIPELINE = "checkpoints/vq-ihdm-oasis"  # where app.py looks for its pipeline
-
-Contents = dict[str, Path | bytes]  # what to upload, by its name in the repository
+COMMIT_MESSAGE = "Publish with vq-ihdm"
 
 
 def publish(folder: str | Path, repo_id: str, private: bool = True, allow: Collection[str] = ()) -> str:
@@ -44,13 +40,12 @@ def publish(folder: str | Path, repo_id: str, private: bool = True, allow: Colle
     """
     folder = Path(folder)
     refuse(folder, allow)
-    if is_data_set(folder):
-        return upload(repo_id, "dataset", private, lambda full_id: files_of(folder))
-
-    def with_card(full_id: str) -> Contents:  # whose examples name the model's new place
-        return files_of(folder) | {"README.md": str(model_card(folder, full_id)).encode()}
-
-    return upload(repo_id, "model", private, with_card)
+    repository = HubRepository(repo_id, "dataset" if is_data_set(folder) else "model", private)
+    contents: dict[str, Path | bytes] = {**files_of(folder)}
+    if not is_data_set(folder):  # a card whose examples name the model's new place
+        contents["README.md"] = str(model_card(folder, repository.repo_id)).encode()
+    repository.commit(contents, COMMIT_MESSAGE, mirror=True)
+    return repository.url
 
 
 def push(folder: Path, args: argparse.Namespace) -> None:
@@ -67,10 +62,12 @@ def publish_space(root: Path, folder: Path, repo_id: str, private: bool = True, 
         root: of this project's repository, where app.py and space/ lie.
     """
     refuse(folder, allow)
-    files: Contents = {"app.py": root / "app.py"}
+    files = {"app.py": root / "app.py"}
     files |= {name: root / "space" / name for name in ("README.md", "requirements.txt")}
     files |= {f"{SPACE_PIPELINE}/{name}": file for name, file in files_of(folder).items()}
-    return upload(repo_id, "space", private, lambda full_id: files)
+    repository = HubRepository(repo_id, "space", private)
+    repository.commit(files, COMMIT_MESSAGE, mirror=True)
+    return repository.url
 
 
 def is_data_set(folder: Path) -> bool:
@@ -123,48 +120,10 @@ def failed_checks(folder: Path) -> dict[str, str]:
     return found
 
 
-def files_of(folder: Path) -> Contents:
+def files_of(folder: Path) -> dict[str, Path]:
     """The files of a model or data set that are to be uploaded."""
     if is_data_set(folder):
         chosen = [folder / "README.md", folder / DATA_FACTS, *folder.glob("data/*.parquet")]
     else:
         chosen = [file for file in folder.rglob("*") if file.suffix in MODEL_FILES]
     return {file.relative_to(folder).as_posix(): file for file in sorted(chosen)}
-
-
-def upload(repo_id: str, repo_type: str, private: bool, contents: Callable[[str], Contents]) -> str:
-    """Commit what `contents` gives for the full repository id, and the removal of everything else."""
-    api = HfApi()
-    sdk = "gradio" if repo_type == "space" else None
-    with hub_errors(repo_id):
-        url = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=sdk)
-        if private and not api.repo_info(url.repo_id, repo_type=repo_type).private:
-            raise InputError(f"{url.repo_id} exists and is public; name another repository, or ask for a public one")
-        files = contents(url.repo_id)
-        stale = set(api.list_repo_files(url.repo_id, repo_type=repo_type)) - set(files) - {".gitattributes"}
-        operations = [CommitOperationAdd(name, content) for name, content in files.items()]
-        operations += [CommitOperationDelete(name) for name in sorted(stale)]
-        api.create_commit(url.repo_id, operations, commit_message="Publish with vq-ihdm", repo_type=repo_type)
-    return str(url)
-
-
-@contextmanager
-def hub_errors(repo_id: str, outcome: str = "nothing was published") -> Iterator[None]:
-    """Whatever goes wrong with a commit to the Hub, as an `InputError` that tells the outcome."""
-    try:
-        yield
-    except HFValidationError as error:
-        raise InputError(f"{repo_id} cannot be the name of a repository; use account/name") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        reasons = {
-            401: "the Hub does not know this token; run `hf auth login`, or set HF_TOKEN",
-            403: f"this account may not write to {repo_id}; use a token with write access or another repository",
-        }
-        problem = f"the Hub answered with status {status} and {outcome}; try again later"
-        raise InputError(reasons.get(status, problem)) from error
-    except RuntimeError as error:  # a large file did not arrive, so nothing was committed
-        raise InputError(f"{str(error).rstrip('.')} and {outcome}; try again") from error
-    except (HTTPError, OfflineModeIsEnabled) as error:
-        reason = f"the Hub at {HfApi().endpoint} cannot be reached"
-        raise InputError(f"{reason} and {outcome}; check the network and try again") from error

@@ -2,14 +2,15 @@
 
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
+from huggingface_hub import hf_hub_download
 from huggingface_hub.hf_api import RepoFile
 
 from ..errors import InputError
-from ..hub.publishing import hub_errors
+from ..uploading import HubRepository, hub_errors
 
 
 class ShardUpload:
@@ -26,16 +27,14 @@ class ShardUpload:
     """
 
     def __init__(self, folder: Path, repo_id: str, private: bool):
-        self.folder, self.api = folder, HfApi()
+        self.folder, self.repository = folder, HubRepository(repo_id, "dataset", private)
+        repo_id = self.repository.repo_id
         with hub_errors(repo_id):
-            self.repo_id = self.api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
-            if private and not self.api.repo_info(self.repo_id, repo_type="dataset").private:
-                raise InputError(f"{self.repo_id} exists and is public; name another repository, or --no-private")
-            tree = self.api.list_repo_tree(self.repo_id, repo_type="dataset", recursive=True)
+            tree = self.repository.api.list_repo_tree(repo_id, repo_type="dataset", recursive=True)
             files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
             files.pop(".gitattributes", None)
-            if files and self._manifest(files)["settings"] != json.loads(self._read("manifest.json"))["settings"]:
-                raise InputError(f"{self.repo_id} holds something else than these images; name another repository")
+            if files and self._settings(files) != json.loads((folder / "manifest.json").read_text())["settings"]:
+                raise InputError(f"{repo_id} holds something else than these images; name another repository")
         self.sent = {path: entry.lfs.sha256 for path, entry in files.items() if entry.lfs is not None}
         self._commit("manifest.json", "README.md")
 
@@ -47,17 +46,13 @@ class ShardUpload:
                 self._commit(name)
                 self.sent[name] = digest
 
-    def _read(self, name: str) -> bytes:
-        return (self.folder / name).read_bytes()
-
-    def _manifest(self, files: dict[str, RepoFile]) -> dict[str, Any]:
+    def _settings(self, files: Collection[str]) -> dict[str, Any] | None:
+        """Of the images in the repository; None where it has no manifest."""
         if "manifest.json" not in files:
-            return {"settings": None}
-        return json.loads(Path(hf_hub_download(self.repo_id, "manifest.json", repo_type="dataset")).read_text())
+            return None
+        manifest = hf_hub_download(self.repository.repo_id, "manifest.json", repo_type="dataset")
+        return json.loads(Path(manifest).read_text())["settings"]
 
     def _commit(self, *names: str) -> None:
-        operations = [CommitOperationAdd(name, self._read(name)) for name in names]
-        with hub_errors(self.repo_id, f"{names[-1]} was not published"):
-            self.api.create_commit(
-                self.repo_id, operations, commit_message=f"Add {', '.join(names)}", repo_type="dataset"
-            )
+        contents = {name: self.folder / name for name in names}
+        self.repository.commit(contents, f"Add {', '.join(names)}", outcome=f"{names[-1]} was not published")

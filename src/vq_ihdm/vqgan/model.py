@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from diffusers import VQModel
 from torch import nn
 
+from ..checks import check_finite
 from ..errors import InputError
-from ..weights import check_finite, load_component
+from ..weights import load_component
 
 
 def create_vq_model(

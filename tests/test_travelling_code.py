@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vq_ihdm import VQIHDMPipeline
-from vq_ihdm.pipelines.saving import export_code
+from vq_ihdm.pipelines.travelling_code import export_code
 
 
 def export(package: Path, monkeypatch: pytest.MonkeyPatch, **modules: str) -> str:
@@ -55,8 +55,20 @@ def test_imports_that_would_not_survive_are_refused(
         export(tmp_path / package, monkeypatch, thing=thing, other="value = 1\n")
 
 
-def test_a_pipelines_file_holds_no_component(pipeline_folder: Path):
+def test_imports_of_libraries_stand_at_the_top_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    code = export(
+        tmp_path / "travelling_b", monkeypatch,
+        thing="import torch\nfrom collections import abc\n\nfrom .base import base\n\n\nclass Thing: ...\n",
+        base="import math\nfrom collections import (\n    OrderedDict,\n)\n\nimport torch\n\nbase = math.pi\n",
+    )  # fmt: skip
+    block = "import math\nfrom collections import OrderedDict, abc\n\nimport torch\n"
+    assert code.partition("\n")[2].startswith(f"{block}\n\nbase = ") and code.count("import") == 3
+
+
+def test_a_pipelines_file_holds_no_component_and_nothing_that_needs_the_package(pipeline_folder: Path):
     code = (pipeline_folder / "pipeline_vq_ihdm.py").read_text()
+    assert "class SlicePipeline(StandalonePipeline)" in code and "InstalledPipeline" not in code
+    assert code.count("\n") < 450
     for name, path in VQIHDMPipeline.COMPONENTS.items():
         definition = f"class {path.rpartition('.')[2]}("
         assert definition not in code
