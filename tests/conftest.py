@@ -29,6 +29,7 @@ from vq_ihdm import HeatDissipationScheduler, VQIHDMDenoiser, VQIHDMDenoiserConf
 from vq_ihdm.covariates import Covariate  # noqa: E402
 from vq_ihdm.fit_prior import fit_prior  # noqa: E402
 from vq_ihdm.vqgan.model import create_vq_model  # noqa: E402
+from vq_ihdm.vqgan.perceptual import PerceptualLoss  # noqa: E402
 
 torch.set_num_threads(1)
 NUM_CODES, CODE_DIM, HEIGHT, WIDTH = 32, 4, 8, 8  # of the tiny VQModel at 32x32
@@ -188,6 +189,12 @@ def template_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def seeded() -> None:
+    """What a test draws is the same every time."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
 def pipeline() -> VQIHDMPipeline:
     return tiny_vq_ihdm()
 
@@ -237,6 +244,12 @@ def trunk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("weights") / "alexnet.safetensors"
     save_file({f"features.{name}": weight for name, weight in alexnet().features.state_dict().items()}, file)
     return file
+
+
+@pytest.fixture(scope="session")
+def perceptual(trunk: Path) -> PerceptualLoss:
+    """LPIPS on `trunk`."""
+    return PerceptualLoss("alex", str(trunk))
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,34 @@ def read(target: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
+def test_nothing_appears_half_written(tmp_path, kind):
+    target = tmp_path / "deep" / "target"
+
+    def write(path: Path, text: str) -> None:
+        if kind == "folder":
+            path.mkdir()
+            path = path / "content"
+        path.write_text(text)
+
+    def read() -> str:
+        return (target / "content" if kind == "folder" else target).read_text()
+
+    with replacing(target) as temporary:
+        write(temporary, "first")
+        assert not target.exists()
+    assert read() == "first"
+    with pytest.raises(RuntimeError), replacing(target) as temporary:
+        write(temporary, "broken")
+        raise RuntimeError
+    assert read() == "first"
+    with replacing(target) as temporary:
+        write(temporary, "second")
+        assert read() == "first"
+    assert read() == "second"
+    assert [path.name for path in target.parent.iterdir()] == ["target"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
 def test_killed_at_any_call_the_old_or_the_new_is_there_and_nothing_else_stays(kind, tmp_path):
     target, call = tmp_path / "target", 0
     seen = set()

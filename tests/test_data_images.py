@@ -1,21 +1,16 @@
-"""A data set as the train scripts see it, as tensors and as tokens; and how files and mistakes are treated."""
+"""A data set as the train scripts see it: loaded, split by subject, as tensors."""
 
 import csv
-import errno
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import HEIGHT, NUM_CODES, WIDTH, run_script, tiny_vq_model
+from conftest import run_script
 from datasets import Dataset, Features, load_dataset
 from PIL import Image
 
-import vq_ihdm.data.tokens
 from vq_ihdm.data.images import (
     SliceTensors,
     check_image_size,
@@ -24,18 +19,12 @@ from vq_ihdm.data.images import (
     load_slices,
     tensor_to_uint8,
 )
-from vq_ihdm.data.tokens import encode_split
-from vq_ihdm.errors import InputError, run
-from vq_ihdm.files import hold, replacing
-from vq_ihdm.vqgan.model import load_vq_model
+from vq_ihdm.errors import InputError
 
 
 def message(error: pytest.ExceptionInfo) -> str:
     assert "\n" not in str(error.value)
     return str(error.value)
-
-
-# ---- images -------------------------------------------------------------------------------------------------------
 
 
 def test_eight_bits_there_and_back():
@@ -198,136 +187,3 @@ def test_image_size(template_set):
     assert check_image_size(split, template_set, 8) == (32, 32)
     with pytest.raises(InputError, match="32x32, no multiple of the downsampling factor 64"):
         check_image_size(split, template_set, 64)
-
-
-# ---- tokens -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def split(template_set, tmp_path, monkeypatch):
-    monkeypatch.setattr(vq_ihdm.data.tokens, "CACHE", tmp_path / "tokens")
-    return load_dataset(str(template_set))["train"]
-
-
-def test_tokens_are_the_codes_of_each_slice_and_its_mirror_image(split):
-    vqvae, images = tiny_vq_model(), SliceTensors(split)
-    codes = encode_split(vqvae, split, mirrored=True, batch_size=5)
-    assert codes.shape == (32, 2, HEIGHT, WIDTH) and codes.dtype == torch.int64
-    assert codes.min() >= 0 and codes.max() < NUM_CODES
-    with torch.no_grad():
-        for index in (0, 7, 31):
-            for view, image in enumerate([images[index], images[index].flip(-1)]):
-                nearest = vqvae.quantize(vqvae.encode(image[None]).latents)[2][2]
-                assert torch.equal(codes[index, view].flatten(), nearest)
-    assert torch.equal(encode_split(vqvae, split, mirrored=False), codes[:, 0])
-
-
-def test_tokens_are_cached_by_content(split, tmp_path):
-    vqvae = tiny_vq_model()
-    codes = encode_split(vqvae, split, mirrored=False)
-    (cached,) = (tmp_path / "tokens").iterdir()
-    written = cached.stat().st_mtime_ns
-
-    for place in ("here", "there"):  # the same weights, wherever they lie
-        vqvae.save_pretrained(tmp_path / place)
-        assert torch.equal(encode_split(load_vq_model(tmp_path / place), split, mirrored=False), codes)
-    assert list((tmp_path / "tokens").iterdir()) == [cached] and cached.stat().st_mtime_ns == written
-
-    encode_split(vqvae, split, mirrored=True)
-    encode_split(vqvae, split.select(range(31)), mirrored=False)
-    vqvae.encoder.conv_in.weight.data[0, 0, 0, 0] += 1e-3
-    encode_split(vqvae, split, mirrored=False)
-    assert len(list((tmp_path / "tokens").iterdir())) == 4
-
-
-@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: flipped(data)])
-def test_a_damaged_cache_is_encoded_again(split, tmp_path, damage):
-    codes = encode_split(tiny_vq_model(), split, mirrored=False)
-    (cached,) = (tmp_path / "tokens").iterdir()
-    whole = cached.read_bytes()
-    cached.write_bytes(damage(whole))
-    assert torch.equal(encode_split(tiny_vq_model(), split, mirrored=False), codes)
-    assert cached.read_bytes() == whole
-
-
-def flipped(data: bytes) -> bytes:
-    """A bit of the last code."""
-    return data[:-4] + bytes([data[-4] ^ 1]) + data[-3:]
-
-
-# ---- files and mistakes -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["file", "folder"])
-def test_nothing_appears_half_written(tmp_path, kind):
-    target = tmp_path / "deep" / "target"
-
-    def write(path: Path, text: str) -> None:
-        if kind == "folder":
-            path.mkdir()
-            path = path / "content"
-        path.write_text(text)
-
-    def read() -> str:
-        return (target / "content" if kind == "folder" else target).read_text()
-
-    with replacing(target) as temporary:
-        write(temporary, "first")
-        assert not target.exists()
-    assert read() == "first"
-    with pytest.raises(RuntimeError), replacing(target) as temporary:
-        write(temporary, "broken")
-        raise RuntimeError
-    assert read() == "first"
-    with replacing(target) as temporary:
-        write(temporary, "second")
-        assert read() == "first"
-    assert read() == "second"
-    assert [path.name for path in target.parent.iterdir()] == ["target"]
-
-
-def test_a_mistake_is_one_line_and_exit_code_1():
-    code = "from vq_ihdm.errors import InputError, run\ndef main(): raise InputError('wrong; do this')\nrun(main)"
-    # The module itself, not the package: this needs no torch.
-    code = code.replace("vq_ihdm.errors", "errors")
-    folder = Path(sys.modules["vq_ihdm.errors"].__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(folder)}
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: wrong; do this\n")
-
-
-def ended(main) -> object:
-    with pytest.raises(SystemExit) as stop:
-        run(main)
-    return stop.value.code
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
-def test_what_the_system_refuses_is_one_line(number):
-    def main():
-        raise OSError(number, os.strerror(number), "runs/best")
-
-    assert ended(main).startswith(f"error: runs/best: {os.strerror(number)}; ")
-
-
-def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
-    (tmp_path / "run").touch()
-    for main in (lambda: hold(tmp_path / "run"), lambda: hold(tmp_path / "run" / "deeper")):
-        assert str(tmp_path / "run") in ended(main) and "choose another folder" in ended(main)
-
-
-def test_ctrl_c_is_no_fault(capsys):
-    def main():
-        raise KeyboardInterrupt
-
-    assert ended(main) == 130
-    assert capsys.readouterr().err == "interrupted\n"
-
-
-def test_a_fault_of_ours_keeps_its_traceback():
-    def main():
-        raise ValueError("a fault")
-
-    with pytest.raises(ValueError, match="a fault"):
-        run(main)

@@ -1,0 +1,65 @@
+"""A data set as code indices: those of each slice, cached by content."""
+
+import pytest
+import torch
+from conftest import HEIGHT, NUM_CODES, WIDTH, tiny_vq_model
+from datasets import load_dataset
+
+import vq_ihdm.data.tokens
+from vq_ihdm.data.images import (
+    SliceTensors,
+)
+from vq_ihdm.data.tokens import encode_split
+from vq_ihdm.vqgan.model import load_vq_model
+
+
+@pytest.fixture
+def split(template_set, tmp_path, monkeypatch):
+    monkeypatch.setattr(vq_ihdm.data.tokens, "CACHE", tmp_path / "tokens")
+    return load_dataset(str(template_set))["train"]
+
+
+def test_tokens_are_the_codes_of_each_slice_and_its_mirror_image(split):
+    vqvae, images = tiny_vq_model(), SliceTensors(split)
+    codes = encode_split(vqvae, split, mirrored=True, batch_size=5)
+    assert codes.shape == (32, 2, HEIGHT, WIDTH) and codes.dtype == torch.int64
+    assert codes.min() >= 0 and codes.max() < NUM_CODES
+    with torch.no_grad():
+        for index in (0, 7, 31):
+            for view, image in enumerate([images[index], images[index].flip(-1)]):
+                nearest = vqvae.quantize(vqvae.encode(image[None]).latents)[2][2]
+                assert torch.equal(codes[index, view].flatten(), nearest)
+    assert torch.equal(encode_split(vqvae, split, mirrored=False), codes[:, 0])
+
+
+def test_tokens_are_cached_by_content(split, tmp_path):
+    vqvae = tiny_vq_model()
+    codes = encode_split(vqvae, split, mirrored=False)
+    (cached,) = (tmp_path / "tokens").iterdir()
+    written = cached.stat().st_mtime_ns
+
+    for place in ("here", "there"):  # the same weights, wherever they lie
+        vqvae.save_pretrained(tmp_path / place)
+        assert torch.equal(encode_split(load_vq_model(tmp_path / place), split, mirrored=False), codes)
+    assert list((tmp_path / "tokens").iterdir()) == [cached] and cached.stat().st_mtime_ns == written
+
+    encode_split(vqvae, split, mirrored=True)
+    encode_split(vqvae, split.select(range(31)), mirrored=False)
+    vqvae.encoder.conv_in.weight.data[0, 0, 0, 0] += 1e-3
+    encode_split(vqvae, split, mirrored=False)
+    assert len(list((tmp_path / "tokens").iterdir())) == 4
+
+
+def flipped(data: bytes) -> bytes:
+    """A bit of the last code."""
+    return data[:-4] + bytes([data[-4] ^ 1]) + data[-3:]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: flipped(data)])
+def test_a_damaged_cache_is_encoded_again(split, tmp_path, damage):
+    codes = encode_split(tiny_vq_model(), split, mirrored=False)
+    (cached,) = (tmp_path / "tokens").iterdir()
+    whole = cached.read_bytes()
+    cached.write_bytes(damage(whole))
+    assert torch.equal(encode_split(tiny_vq_model(), split, mirrored=False), codes)
+    assert cached.read_bytes() == whole
