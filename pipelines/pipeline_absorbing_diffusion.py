@@ -97,7 +97,7 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
         with self.progress_bar(total=len(starts) * num_inference_steps) as progress:
             for start in starts:
                 code_indices.append(
-                    self._draw_codes(
+                    self._sample_codes(
                         generators[start : start + chunk_size],
                         table[start : start + chunk_size],
                         guidance_scale,
@@ -112,7 +112,7 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
         told = self.denoiser.decode_covariates(table)
         return self.finish(torch.cat(code_indices), chunk_size, output_type, return_dict, told or None)
 
-    def _draw_codes(
+    def _sample_codes(
         self,
         generators,
         covariates,

@@ -66,10 +66,10 @@ class LatentDiffusionPipeline(TokenPipeline):
         with self.progress_bar(total=len(starts) * num_inference_steps) as progress:
             for start in starts:
                 batch = generators[start : start + chunk_size]
-                code_indices.append(self._draw_codes(batch, num_inference_steps, progress))
+                code_indices.append(self._sample_codes(batch, num_inference_steps, progress))
         return self.finish(torch.cat(code_indices), chunk_size, output_type, return_dict)
 
-    def _draw_codes(self, generators, num_inference_steps, progress):
+    def _sample_codes(self, generators, num_inference_steps, progress):
         """Codes (B, h, w) of one batch."""
         device, dtype, config = self._execution_device, self.unet.dtype, self.unet.config
         (height, width), (rows, columns) = config.sample_size, padding(self.unet)

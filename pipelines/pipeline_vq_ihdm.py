@@ -131,7 +131,7 @@ class VQIHDMPipeline(TokenPipeline):
             for start in starts:
                 batch = slice(start, start + chunk_size)
                 parts.append(
-                    self._draw_codes(
+                    self._sample_codes(
                         generators[batch],
                         sample[batch] if sample is not None else None,
                         table[batch],
@@ -147,7 +147,7 @@ class VQIHDMPipeline(TokenPipeline):
         told = self.denoiser.decode_covariates(table)
         return self.finish(code_indices, chunk_size, output_type, return_dict, told or None)
 
-    def _draw_codes(
+    def _sample_codes(
         self, generators, sample, covariates, guidance_scale, temperature, top_p, progress, callback, callback_inputs
     ):
         """Codes (B, h, w) of one batch, and its completed table of covariates."""

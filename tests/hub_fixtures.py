@@ -1,13 +1,18 @@
-"""Evaluation reports and training records as the scripts write them, for the tests of publishing."""
+"""Evaluation reports and training records as the scripts write them, and what must not be published."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
+import torch
+from conftest import HEIGHT, NUM_CODES, WIDTH, tiny_vq_ihdm
 
 from vq_ihdm.evaluation.audit import audit
 from vq_ihdm.evaluation.report import Figure, Power, Report
 from vq_ihdm.evaluation.resampling import RESAMPLES, Estimate, estimate
+from vq_ihdm.fit_prior import fit_prior
 from vq_ihdm.hub.record import write_record
+from vq_ihdm.prior import BlurryPrior
 
 DATA = {
     "source": "OASIS-1",
@@ -59,3 +64,26 @@ def evaluate(folder: Path, ratio: float = 1.0, copies: float = 0.0) -> Path:
     (folder / "evaluation").mkdir(exist_ok=True)
     (folder / "evaluation" / "report.json").write_text(report.to_json())
     return folder
+
+
+def fitted_prior(kind: str) -> BlurryPrior:
+    """A prior that fits `tiny_vq_ihdm`, and may be saved whatever its kind."""
+    codes = torch.randint(NUM_CODES, (40, HEIGHT, WIDTH), generator=torch.Generator().manual_seed(0))
+    prior = fit_prior(tiny_vq_ihdm().denoiser.embed_codes(codes), sigma=2.0, kind=kind, rank=6, num_components=2)
+    prior.allow_saving_images = True
+    return prior
+
+
+def unevaluated(folder: Path) -> None:
+    """Take a model's evaluation away."""
+    shutil.rmtree(folder / "evaluation")
+
+
+def memorising(folder: Path) -> None:
+    """Give a model an evaluation that fails the audit."""
+    evaluate(folder, ratio=0.5)
+
+
+def restricted(folder: Path) -> None:
+    """Give a model the record of a training on images that must not be passed on."""
+    record(folder, source="ADNI", licence="other", redistribution=False)

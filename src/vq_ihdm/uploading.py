@@ -42,18 +42,18 @@ class HubRepository:
                 )
 
     def commit(
-        self, contents: Contents, message: str, mirror: bool = False, outcome: str = "nothing was published"
+        self, contents: Contents, message: str, mirror: bool = False, on_failure: str = "nothing was published"
     ) -> None:
         """Add files in a single commit.
 
         Args:
             mirror: remove every other file; it stays in the repository's history.
-            outcome: of a commit that fails, for the message.
+            on_failure: what a commit that fails leaves, for the message.
 
         Raises:
             InputError: the Hub cannot be reached or refuses; the repository is then as it was before.
         """
-        with hub_errors(self.repo_id, outcome):
+        with hub_errors(self.repo_id, on_failure):
             operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
             if mirror:
                 there = set(self.api.list_repo_files(self.repo_id, repo_type=self.repo_type)) - {".gitattributes"}
@@ -62,8 +62,8 @@ class HubRepository:
 
 
 @contextmanager
-def hub_errors(repo_id: str, outcome: str = "nothing was published") -> Iterator[None]:
-    """Whatever goes wrong with a commit to the Hub, as an `InputError` that tells the outcome."""
+def hub_errors(repo_id: str, on_failure: str = "nothing was published") -> Iterator[None]:
+    """Whatever goes wrong with a commit to the Hub, as an `InputError` that tells what it leaves."""
     try:
         yield
     except HFValidationError as error:
@@ -74,10 +74,10 @@ def hub_errors(repo_id: str, outcome: str = "nothing was published") -> Iterator
             401: "the Hub does not know this token; run `hf auth login`, or set HF_TOKEN",
             403: f"this account may not write to {repo_id}; use a token with write access or another repository",
         }
-        problem = f"the Hub answered with status {status} and {outcome}; try again later"
+        problem = f"the Hub answered with status {status} and {on_failure}; try again later"
         raise InputError(reasons.get(status, problem)) from error
     except RuntimeError as error:  # a large file did not arrive, so nothing was committed
-        raise InputError(f"{str(error).rstrip('.')} and {outcome}; try again") from error
+        raise InputError(f"{str(error).rstrip('.')} and {on_failure}; try again") from error
     except (HTTPError, OfflineModeIsEnabled) as error:
         reason = f"the Hub at {HfApi().endpoint} cannot be reached"
-        raise InputError(f"{reason} and {outcome}; check the network and try again") from error
+        raise InputError(f"{reason} and {on_failure}; check the network and try again") from error

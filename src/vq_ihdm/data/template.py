@@ -83,8 +83,8 @@ def template_subject(
         np.linspace(*SLICES_MM, num_slices) - CENTRE_MM[2],
     ]
     size = 0.85 * np.exp(rng.uniform(-1, 1, 3) * [0.07, 0.03, 0.05])
-    turn = Rotation.from_euler("xyz", rng.uniform(-1, 1, 3) * [6.0, 3.0, 4.0], degrees=True).as_matrix()
-    points = np.tensordot(turn / size, np.stack(np.meshgrid(*axes, indexing="ij")), 1)
+    rotation = Rotation.from_euler("xyz", rng.uniform(-1, 1, 3) * [6.0, 3.0, 4.0], degrees=True).as_matrix()
+    points = np.tensordot(rotation / size, np.stack(np.meshgrid(*axes, indexing="ij")), 1)
     points += CENTRE_MM[:, None, None, None]
     for wavelength, amplitude in ((160.0, 1.6), (70.0, 1.6), (30.0, 1.0)):
         points += amplitude * np.stack([smooth_field(axes, wavelength, rng) for _ in range(3)])

@@ -55,4 +55,4 @@ class ShardUpload:
 
     def _commit(self, *names: str) -> None:
         contents = {name: self.folder / name for name in names}
-        self.repository.commit(contents, f"Add {', '.join(names)}", outcome=f"{names[-1]} was not published")
+        self.repository.commit(contents, f"Add {', '.join(names)}", on_failure=f"{names[-1]} was not published")

@@ -147,6 +147,7 @@ class TrainingRun:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Steps in which all processes together see each example about once."""
         images_per_step = self._images_per_batch * self.args.gradient_accumulation_steps
         return max(1, len(self.examples) // images_per_step)
 

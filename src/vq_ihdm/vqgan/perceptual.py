@@ -42,7 +42,7 @@ class PerceptualLoss(nn.Module):
     def _load_trunk(self, trunk: str, weights: str) -> None:
         try:
             tensors = load_file(weights)
-        except Exception as error:
+        except Exception as error:  # whatever safetensors raises over foreign bytes
             raise InputError(f"{weights} cannot be read as safetensors ({error})") from error
         # lpips cuts the trunk into slices but keeps torchvision's layer numbers as names inside them.
         names = {name: "features." + name.split(".", 1)[1] for name in self.lpips.net.state_dict()}
