@@ -187,6 +187,7 @@ def train_absorbing(
         num_hidden_layers=args.num_hidden_layers,
         num_attention_heads=args.num_attention_heads,
         dropout=args.dropout,
+        neighbourhood_size=args.neighbourhood_size,
         covariates=[asdict(covariate) for covariate in known_covariates],
     )
     device = accelerator.device

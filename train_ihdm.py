@@ -166,6 +166,7 @@ def make_denoiser(
             num_hidden_layers=args.num_hidden_layers,
             num_attention_heads=args.num_attention_heads,
             dropout=args.dropout,
+            neighbourhood_size=args.neighbourhood_size,
             covariates=[asdict(covariate) for covariate in known_covariates],
         )
         denoiser = VQIHDMDenoiser(config)

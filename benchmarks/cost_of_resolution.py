@@ -69,6 +69,7 @@ def row(preset: str, size: int) -> list[str]:
                 hidden_size=stage_2.hidden_size,
                 num_hidden_layers=stage_2.num_hidden_layers,
                 num_attention_heads=stage_2.num_attention_heads,
+                neighbourhood_size=stage_2.neighbourhood_size,
             )
         )
         image, state = torch.empty(1, 1, size, size), torch.empty(1, stage_1.vq_embed_dim, grid, grid)

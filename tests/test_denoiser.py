@@ -123,3 +123,21 @@ def test_config_of_the_paper_by_default():
     config = VQIHDMDenoiser.config_class()
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (512, 24, 8)
     assert (config.num_codes, config.height, config.width) == (1024, 11, 11)
+
+
+@torch.no_grad()
+def test_the_neighbourhood_shows_positions_what_is_near_and_whether_it_is_known():
+    denoiser, (sample, sigma, known) = tiny_denoiser(neighbourhood_size=3), inputs(1)
+    seen = denoiser.neighbourhood(torch.cat([sample, known[:, None].float()], 1))
+    for change in ("state", "known"):
+        disturbed, flipped = sample.clone(), known.clone()
+        if change == "state":
+            disturbed[..., 4, 3] += 1
+        else:
+            flipped[..., 4, 3] ^= True
+        after = denoiser.neighbourhood(torch.cat([disturbed, flipped[:, None].float()], 1))
+        changed = (after != seen).any(1)[0]
+        assert changed[2:7, 1:6].all() and changed.sum() == 25  # two convolutions of size 3 reach two positions far
+        difference = denoiser(disturbed, sigma, known=flipped).logits - denoiser(sample, sigma, known=known).logits
+        assert (difference[0, 4, 4] != 0).any()
+    assert not hasattr(tiny_denoiser(), "neighbourhood")

@@ -225,6 +225,8 @@ class VQIHDMDenoiserConfig(PretrainedConfig):
         height, width: the grid of codes.
         hidden_size, num_hidden_layers, num_attention_heads, dropout: of the `BertModel`; its intermediate size is
             4 x hidden_size. The defaults are the paper's.
+        neighbourhood_size: side of the two convolutions that show each position its neighbours; 1, the paper's, for
+            none. Attention has to learn from nothing which of the other positions are near.
         covariates: what the network can be asked for (`Covariate` as dicts); nothing by default.
     """
 
@@ -240,6 +242,7 @@ class VQIHDMDenoiserConfig(PretrainedConfig):
         num_hidden_layers: int = 24,
         num_attention_heads: int = 8,
         dropout: float = 0.1,
+        neighbourhood_size: int = 1,
         covariates: list[dict] | None = None,
         **kwargs,
     ):
@@ -251,6 +254,7 @@ class VQIHDMDenoiserConfig(PretrainedConfig):
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
         self.dropout = dropout
+        self.neighbourhood_size = neighbourhood_size
         self.covariates = covariates
         super().__init__(**kwargs)
 
@@ -285,6 +289,13 @@ class VQIHDMDenoiser(KnowsCovariates, PreTrainedModel):
             nn.GELU(),
             nn.Linear(config.hidden_size, config.hidden_size),
         )
+        if config.neighbourhood_size > 1:
+            size, padding = config.neighbourhood_size, config.neighbourhood_size // 2
+            self.neighbourhood = nn.Sequential(
+                nn.Conv2d(config.code_dim + 1, config.hidden_size, size, padding=padding),
+                nn.GELU(),
+                nn.Conv2d(config.hidden_size, config.hidden_size, size, padding=padding),
+            )
         self.sigma_embedding = SigmaEmbedding(config.hidden_size)
         self.known_covariates = vocabulary(config.covariates)
         if self.known_covariates:
@@ -332,14 +343,17 @@ class VQIHDMDenoiser(KnowsCovariates, PreTrainedModel):
             covariates: (B, C) table of `vq_ihdm.covariates`, NaN where not given; nothing is given when left out.
         """
         batch, _, height, width = sample.shape
+        if known is None:
+            known = torch.zeros(batch, height, width, dtype=torch.bool, device=sample.device)
         tokens = self.input_projection(sample.flatten(2).transpose(1, 2))
+        if self.config.neighbourhood_size > 1:
+            seen = self.neighbourhood(torch.cat([sample, known[:, None].to(sample)], dim=1))
+            tokens = tokens + seen.flatten(2).transpose(1, 2)
         tokens = tokens + self.sigma_embedding(sigma)[:, None]
         if self.known_covariates:
             if covariates is None:
                 covariates = torch.full((batch, len(self.known_covariates)), math.nan, device=sample.device)
             tokens = tokens + self.covariate_embedding(covariates)[:, None]
-        if known is None:
-            known = torch.zeros(batch, height, width, dtype=torch.bool, device=sample.device)
         hidden = self.bert(inputs_embeds=tokens, token_type_ids=known.flatten(1).long()).last_hidden_state
         logits = self.head(hidden).view(batch, height, width, -1)
         return VQIHDMDenoiserOutput(logits=logits) if return_dict else (logits,)

@@ -27,6 +27,7 @@ class AbsorbingDenoiserConfig(PretrainedConfig):
         num_train_timesteps: T.
         hidden_size, num_hidden_layers, num_attention_heads, dropout: of the transformer; its intermediate size is
             4 x hidden_size, as in `VQIHDMDenoiserConfig`.
+        neighbourhood_size: as in `VQIHDMDenoiserConfig`; 1, the published network, for no convolutions.
         covariates: as in `VQIHDMDenoiserConfig`.
     """
 
@@ -42,6 +43,7 @@ class AbsorbingDenoiserConfig(PretrainedConfig):
         num_hidden_layers: int = 24,
         num_attention_heads: int = 8,
         dropout: float = 0.1,
+        neighbourhood_size: int = 1,
         covariates: list[dict] | None = None,
         **kwargs,
     ):
@@ -53,6 +55,7 @@ class AbsorbingDenoiserConfig(PretrainedConfig):
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
         self.dropout = dropout
+        self.neighbourhood_size = neighbourhood_size
         self.covariates = covariates
         super().__init__(**kwargs)
 
@@ -82,6 +85,13 @@ class AbsorbingDenoiser(KnowsCovariates, PreTrainedModel):
     def __init__(self, config: AbsorbingDenoiserConfig):
         super().__init__(config)
         self.token_embedding = nn.Embedding(config.num_codes + 1, config.hidden_size)
+        if config.neighbourhood_size > 1:
+            size, padding = config.neighbourhood_size, config.neighbourhood_size // 2
+            self.neighbourhood = nn.Sequential(
+                nn.Conv2d(config.hidden_size, config.hidden_size, size, padding=padding),
+                nn.GELU(),
+                nn.Conv2d(config.hidden_size, config.hidden_size, size, padding=padding),
+            )
         self.position_embedding = nn.Embedding(config.height * config.width, config.hidden_size)
         self.known_covariates = vocabulary(config.covariates)
         if self.known_covariates:
@@ -120,7 +130,10 @@ class AbsorbingDenoiser(KnowsCovariates, PreTrainedModel):
             code_indices: (B, h, w) codes, `config.mask_index` where masked.
             covariates: (B, C) table of `vq_ihdm.covariates`, NaN where not given; nothing is given when left out.
         """
-        tokens = self.token_embedding(code_indices.flatten(1)) + self.position_embedding.weight
+        embedded = self.token_embedding(code_indices)
+        tokens = embedded.flatten(1, 2) + self.position_embedding.weight
+        if self.config.neighbourhood_size > 1:
+            tokens = tokens + self.neighbourhood(embedded.movedim(-1, 1)).flatten(2).transpose(1, 2)
         if self.known_covariates:
             if covariates is None:
                 covariates = torch.full((len(tokens), len(self.known_covariates)), math.nan, device=tokens.device)

@@ -73,6 +73,7 @@ def add_transformer_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num_hidden_layers", type=positive_int, default=24)
     add("--num_attention_heads", type=positive_int, default=8)
     add("--dropout", type=share_below_one, default=0.1)
+    add("--neighbourhood_size", type=int, choices=[1, 3, 5], default=1, help="convolutions before attention; 1: none")
 
 
 def add_covariate_arguments(parser: argparse.ArgumentParser) -> None:
