@@ -183,8 +183,10 @@ def test_saved_and_loaded_with_and_without_the_package(absorbing, tmp_path, monk
     assert (draw(remote, output_type="np") == images).all()
 
 
-def test_training_lowers_the_loss_on_a_toy_set():
-    denoiser = tiny_denoiser(dropout=0.0, height=3, width=3).train()
+@pytest.mark.parametrize("neighbourhood_size", [1, 3])
+def test_training_lowers_the_loss_on_a_toy_set(neighbourhood_size: int):
+    size = {"height": 3, "width": 3, "neighbourhood_size": neighbourhood_size}
+    denoiser = tiny_denoiser(dropout=0.0, **size).train()
     codes = torch.tensor([[[1] * 3] * 3, [[2] * 3] * 3]).repeat(8, 1, 1)  # all ones or all twos
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=3e-3)
     T, losses = 64, []
@@ -222,6 +224,7 @@ def test_command_line_and_exact_resume(template_set, tmp_path):
     flags = [
         "--model", "absorbing", "--dataset_name", template_set, "--vqvae", tmp_path / "vqvae",
         "--hidden_size", 16, "--num_hidden_layers", 1, "--num_attention_heads", 2, "--num_train_timesteps", 8,
+        "--neighbourhood_size", 3,
         "--max_train_steps", 4, "--train_batch_size", 4, "--lr_warmup_steps", 0, "--checkpointing_steps", 2,
         "--validation_steps", 2, "--report_to", "none",
     ]  # fmt: skip
@@ -237,4 +240,5 @@ def test_command_line_and_exact_resume(template_set, tmp_path):
     assert 0 < metrics["reweighted_elbo"] < math.log(NUM_CODES)
     pipeline = load_pipeline(tmp_path / "whole" / "pipeline")
     assert isinstance(pipeline, AbsorbingDiffusionPipeline)
+    assert pipeline.denoiser.neighbourhood[0].kernel_size == (3, 3)
     assert pipeline(1, num_inference_steps=2).images[0].size == (32, 32)
