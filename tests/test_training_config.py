@@ -86,7 +86,7 @@ def test_bad_presets(preset, text, message):
 
 def test_a_missing_preset_names_those_there_are(monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(ROOT / "train_vqgan.py")])
-    with pytest.raises(InputError, match="demo, oasis, oasis96, paper"):
+    with pytest.raises(InputError, match="demo, ixi, oasis, oasis96, oasis_fine, paper"):
         parse_args(parser(), "part", ["--config", "papr", "--output_dir", "out"])
 
 
