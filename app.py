@@ -112,7 +112,7 @@ def ask(pipe: DiffusionPipeline, free: Sequence[bool], values: Sequence) -> dict
         gr.Error: a value that the pipeline does not know, with a sentence for the visitor.
     """
     asked = {}
-    for covariate, is_free, value in zip(pipe.denoiser.known_covariates, free, values, strict=True):
+    for covariate, is_free, value in zip(pipe.known_covariates, free, values, strict=True):
         if not is_free:
             try:
                 covariate.encode(value)
@@ -135,7 +135,7 @@ def blended_states(
         (N, D, h, w), at `blend` 0 the pipeline's own draws; and for each covariate a list of N values: numbers between
         those of the two draws, categories of the nearer one.
     """
-    known = pipe.denoiser.known_covariates
+    known = pipe.known_covariates
     table = torch.tensor([[covariate.encode(asked.get(covariate.name)) for covariate in known]] * len(generators))
     (first, told), (second, other_told) = (pipe.prior.draw(table, drawn_by) for drawn_by in (generators, others))
     between, nearer = torch.lerp(told, other_told, blend), told if blend < 0.5 else other_told
@@ -269,7 +269,7 @@ def build_page(path_or_id: str | Path, downloads: Path, dataset_name: str | None
     record = json.loads(record_file.read_text()) if record_file.is_file() else {}
     spacing = record.get("data", {}).get("spacing_mm") or [1.0, 1.0]
 
-    known = pipe.denoiser.known_covariates
+    known = pipe.known_covariates
 
     def generate(num_images, seed, steps, temperature, second_seed, blend, *free_and_values):
         check(num_images, seed, steps, temperature, second_seed, blend)

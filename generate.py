@@ -82,7 +82,7 @@ def main() -> None:
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
     pipeline = load_pipeline(args.pipeline, torch_dtype=getattr(torch, args.torch_dtype)).to(accelerator.device)
     pipeline.set_progress_bar_config(disable=True)
-    known_covariates = getattr(pipeline.components.get("denoiser"), "known_covariates", ())
+    known_covariates = pipeline.known_covariates
     sampling = sampling_arguments(args, pipeline)
     if asked := parse_covariates(args.covariates, known_covariates):
         sampling["covariates"] = asked

@@ -10,8 +10,9 @@ from huggingface_hub import snapshot_download
 
 from ..uploading import HubRepository
 
+PLOTS = ("samples", "anatomy", "distances")
 # What lies beside the weights (see `vq_ihdm.hub`) and shows no scan: records, samples of the model, plots.
-SCANLESS = ("samples.png", *(f"evaluation/{name}.png" for name in ("samples", "anatomy", "distances")))
+SCANLESS = ("samples.png", "covariates.png", *(f"evaluation/{name}.png" for name in PLOTS))
 COMPANIONS = ("README.md", "training.json", "notes.md", "evaluation/report.json", "evaluation/report.md", *SCANLESS)
 AUDIT_INDEX = "audit_index.safetensors"  # shows the training set, if dimly
 COMPONENT_FILES = (".json", ".py", ".safetensors")

@@ -15,6 +15,11 @@ class SlicePipeline(InstalledPipeline):
     it is drawn in.
     """
 
+    @property
+    def known_covariates(self) -> tuple:
+        """What images can be asked to be (`vq_ihdm.covariates.Covariate`); nothing without a conditional denoiser."""
+        return getattr(self.components.get("denoiser"), "known_covariates", ())
+
     @staticmethod
     def how_many(num_images: int | None, batch_size: int | None, chunk_size: int) -> int:
         """The number of images a call asks for, by either name; one where it says nothing.

@@ -215,6 +215,10 @@ def test_both_systems_learn_what_the_set_has(people_set, tiny_preset, vqgan_run,
     assert [covariate.name for covariate in ours.denoiser.known_covariates] == names
     given = {"age": 40, "slice_level": 0.5, "cdr": 1}
     assert ours(1, covariates=given).covariates["slice_level"] == pytest.approx([0.5])
+    assert PILImage.open(tmp_path / "ours" / "pipeline" / "covariates.png").size == (8 * 34 - 2, 4 * 34 - 2)
+    card = (tmp_path / "ours" / "pipeline" / "README.md").read_text()
+    assert "- `sex`: F, M\n" in card and "- `slice_level`: 0.3 to 0.7\n" in card
+    assert "asked for age, then sex, then cdr, then slice_level: a row each.](covariates.png)" in card
 
     size = ("--hidden_size", 16, "--num_hidden_layers", 1, "--num_attention_heads", 2, "--train_batch_size", 3)
     run_script(
@@ -231,5 +235,6 @@ def test_without_covariates_the_network_is_as_before(people_set, tiny_preset, vq
         "--max_train_steps", 1, "--covariates", "--output_dir", tmp_path,
     )  # fmt: skip
     denoiser = VQIHDMPipeline.from_pretrained(tmp_path / "pipeline").denoiser
+    assert not (tmp_path / "pipeline" / "covariates.png").exists()
     assert denoiser.config.covariates == [] and not any("covariate" in name for name in denoiser.state_dict())
-    assert denoiser.state_dict().keys() == tiny_denoiser(num_hidden_layers=1).state_dict().keys()
+    assert denoiser.state_dict().keys() == tiny_denoiser(num_hidden_layers=1, neighbourhood_size=3).state_dict().keys()

@@ -36,6 +36,26 @@ def sample_sheet(pipeline: DiffusionPipeline, seed: int, num_images: int = 8, co
     return contact_sheet(np.stack(images), columns)
 
 
+def covariate_sheet(pipeline: DiffusionPipeline, seed: int, columns: int = 8) -> Image.Image:
+    """One seed asked for one covariate after the other: a row each, from its lowest to its highest value.
+
+    What is not asked for is drawn, but for the level of the slice, which stays in the middle.
+    """
+    pipeline.set_progress_bar_config(disable=True)
+    rows, known = [], pipeline.known_covariates
+    middle = {"slice_level": 0.5} if any(covariate.name == "slice_level" for covariate in known) else {}
+    for covariate in known:
+        if covariate.kind == "category":
+            values = list(covariate.categories)[:columns]
+        else:
+            values = np.linspace(covariate.low, covariate.high, columns).tolist()
+        generators = [torch.Generator().manual_seed(seed) for _ in values]
+        images = pipeline(len(values), generator=generators, covariates=middle | {covariate.name: values}).images
+        blank = np.full((columns - len(values), *np.shape(images[0])), 255, np.uint8)
+        rows += [*map(np.asarray, images), *blank]
+    return contact_sheet(np.stack(rows), columns)
+
+
 def save_picture(picture: Image.Image, path: str | Path) -> None:
     with replacing(path) as temporary:
         picture.save(temporary, format="PNG")

@@ -58,7 +58,7 @@ def evaluate_pipeline(
     Raises:
         InputError: num_images is too small, or the pipeline draws another size than that of the real images.
     """
-    known = getattr(getattr(pipe, "denoiser", None), "known_covariates", [])
+    known = pipe.known_covariates
     asked, about = {}, {"pipeline": type(pipe).__name__, **sampling, "seed": seed}
     if known:
         table = covariate_table(known, reference.training.split)

@@ -7,7 +7,7 @@ from pathlib import Path
 from datasets import DatasetDict
 
 from ..files import replacing
-from ..pictures import sample_sheet, save_picture
+from ..pictures import covariate_sheet, sample_sheet, save_picture
 from ..pipelines.slice_pipeline import SlicePipeline
 from ..pipelines.token_pipeline import TokenPipeline
 from .audit_index import write_audit_index
@@ -54,6 +54,8 @@ def describe(
     data = data_facts(args.dataset_name, splits)
     stages = [stage_record(args, metrics)]
     save_picture(sample_sheet(pipeline, args.seed, num_images=16, columns=8), folder / "samples.png")
+    if pipeline.known_covariates:
+        save_picture(covariate_sheet(pipeline, args.seed), folder / "covariates.png")
     if data["redistribution"]:
         write_audit_index(folder, splits)
     if isinstance(pipeline, TokenPipeline):

@@ -36,6 +36,12 @@ def headlines(report: dict[str, Any]) -> list[Figure]:
     return [measured[name] for name in HEADLINES if name in measured]
 
 
+def control_figures(report: dict[str, Any] | None) -> list[Figure]:
+    """Whether generated images are what was asked for, and of use: see `vq_ihdm.evaluation.conditioning`."""
+    figures = report["figures"] if report else []
+    return [figure for figure in figures if figure["group"] == "covariates" and figure["name"] != "group_kid"]
+
+
 def eval_results(source: str, report: dict[str, Any] | None) -> list[EvalResult]:
     """The figures of a card as the Hub's `model-index` lists them."""
     return [

@@ -14,13 +14,14 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors import safe_open
 
 from .._version import __version__
+from ..covariates import vocabulary
 from ..data.sources import ADNI, IXI, OASIS1, OWN, TEMPLATE, Source
 from ..errors import InputError
 from ..evaluation.report import EXPLANATIONS, table
 from ..evaluation.report import describe_audit as describe_verdict
 from ..files import read_json, replacing
 from .audit import audit_failures, memorisation_figures
-from .figures import TASK, eval_results, figure_table, headlines, quality, read_report
+from .figures import TASK, control_figures, eval_results, figure_table, headlines, quality, read_report
 from .record import RECORD, read_record
 
 SOURCES = {source.name: source for source in (ADNI, IXI, OASIS1, OWN, TEMPLATE)}
@@ -102,6 +103,7 @@ def model_card(folder: Path, name: str | None = None) -> ModelCard:
         box(system, record, report),
         "![Samples, not selected.](samples.png)" if (folder / "samples.png").is_file() else "",
         f"## Use\n\n{describe_use(system, name, data)}",
+        f"## What it can be asked for\n\n{asked}" if (asked := describe_covariates(folder, report)) else "",
         f"## Evaluation\n\n{describe_evaluation(report, system)}",
         f"## Memorisation audit\n\n{describe_audit(report, system)}",
         f"## Data and terms\n\n{describe_data(data)}",
@@ -176,6 +178,31 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)
 images = pipe(num_images=8).images
 ```"""
+
+
+def describe_covariates(folder: Path, report: dict[str, Any] | None) -> str:
+    """Ranges and categories of what the model knows, a picture, and whether it obeys; empty where it knows nothing."""
+    config = folder / "denoiser" / "config.json"
+    known = vocabulary(read_json(config).get("covariates") if config.is_file() else None)
+    if not known:
+        return ""
+    lines = ["Any or all of these; what is not asked for is drawn as in the training population.", ""]
+    for covariate in known:
+        of = ", ".join(covariate.categories) if covariate.categories else f"{covariate.low:g} to {covariate.high:g}"
+        lines.append(f"- `{covariate.name}`: {of}")
+    if (folder / "covariates.png").is_file():
+        names = ", then ".join(covariate.name for covariate in known)
+        lines += ["", f"![One seed asked for {names}: a row each.](covariates.png)"]
+    if figures := control_figures(report):
+        lines += [
+            "",
+            "A probe trained on real training subjects looks for what was asked in generated images and in real ones "
+            "of held-out subjects; and probes trained on generated images are tested on these subjects (errors of "
+            "numbers in their own units, accuracies of categories balanced over them).",
+            "",
+            *figure_table(figures),
+        ]
+    return "\n".join(lines)
 
 
 def describe_evaluation(report: dict[str, Any] | None, system: str) -> str:
