@@ -10,6 +10,7 @@ from transformers.utils import ModelOutput
 
 from .covariate_embedding import CovariateEmbedding, KnowsCovariates
 from .covariates import vocabulary
+from .neighbourhood import make_neighbourhood
 
 
 class VQIHDMDenoiserConfig(PretrainedConfig):
@@ -86,12 +87,7 @@ class VQIHDMDenoiser(KnowsCovariates, PreTrainedModel):
             nn.Linear(config.hidden_size, config.hidden_size),
         )
         if config.neighbourhood_size > 1:
-            size, padding = config.neighbourhood_size, config.neighbourhood_size // 2
-            self.neighbourhood = nn.Sequential(
-                nn.Conv2d(config.code_dim + 1, config.hidden_size, size, padding=padding),
-                nn.GELU(),
-                nn.Conv2d(config.hidden_size, config.hidden_size, size, padding=padding),
-            )
+            self.neighbourhood = make_neighbourhood(config.code_dim + 1, config.hidden_size, config.neighbourhood_size)
         self.sigma_embedding = SigmaEmbedding(config.hidden_size)
         self.known_covariates = vocabulary(config.covariates)
         if self.known_covariates:

@@ -1,4 +1,4 @@
-# Made by `save_pretrained` from vq_ihdm.covariates, vq_ihdm.covariate_embedding, vq_ihdm.denoiser.
+# Made by `save_pretrained` from vq_ihdm.covariates, vq_ihdm.covariate_embedding, vq_ihdm.neighbourhood, vq_ihdm.denoiser.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -213,6 +213,18 @@ def position_cosines(covariate: Covariate, values: torch.Tensor) -> torch.Tensor
     return torch.cos(math.pi * position[:, None] * torch.arange(1, NUM_COSINES + 1, device=values.device))
 
 
+"""What shows each position of a code grid its neighbours, before attention."""
+
+
+def make_neighbourhood(in_channels: int, hidden_size: int, size: int) -> nn.Sequential:
+    """(B, in_channels, h, w) -> (B, hidden_size, h, w): two convolutions, which reach `size` - 1 positions far."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, hidden_size, size, padding=size // 2),
+        nn.GELU(),
+        nn.Conv2d(hidden_size, hidden_size, size, padding=size // 2),
+    )
+
+
 """The denoiser: BERT over the positions of a code grid."""
 
 
@@ -290,12 +302,7 @@ class VQIHDMDenoiser(KnowsCovariates, PreTrainedModel):
             nn.Linear(config.hidden_size, config.hidden_size),
         )
         if config.neighbourhood_size > 1:
-            size, padding = config.neighbourhood_size, config.neighbourhood_size // 2
-            self.neighbourhood = nn.Sequential(
-                nn.Conv2d(config.code_dim + 1, config.hidden_size, size, padding=padding),
-                nn.GELU(),
-                nn.Conv2d(config.hidden_size, config.hidden_size, size, padding=padding),
-            )
+            self.neighbourhood = make_neighbourhood(config.code_dim + 1, config.hidden_size, config.neighbourhood_size)
         self.sigma_embedding = SigmaEmbedding(config.hidden_size)
         self.known_covariates = vocabulary(config.covariates)
         if self.known_covariates:

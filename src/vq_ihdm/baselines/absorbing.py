@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 
 from ..covariate_embedding import CovariateEmbedding, KnowsCovariates
 from ..covariates import vocabulary
+from ..neighbourhood import make_neighbourhood
 
 
 class AbsorbingDenoiserConfig(PretrainedConfig):
@@ -86,12 +87,7 @@ class AbsorbingDenoiser(KnowsCovariates, PreTrainedModel):
         super().__init__(config)
         self.token_embedding = nn.Embedding(config.num_codes + 1, config.hidden_size)
         if config.neighbourhood_size > 1:
-            size, padding = config.neighbourhood_size, config.neighbourhood_size // 2
-            self.neighbourhood = nn.Sequential(
-                nn.Conv2d(config.hidden_size, config.hidden_size, size, padding=padding),
-                nn.GELU(),
-                nn.Conv2d(config.hidden_size, config.hidden_size, size, padding=padding),
-            )
+            self.neighbourhood = make_neighbourhood(config.hidden_size, config.hidden_size, config.neighbourhood_size)
         self.position_embedding = nn.Embedding(config.height * config.width, config.hidden_size)
         self.known_covariates = vocabulary(config.covariates)
         if self.known_covariates:
