@@ -1,8 +1,9 @@
-"""Two processes over gloo, as `torchrun --nproc_per_node 2` starts them."""
+"""Two and four processes over gloo, as `torchrun --nproc_per_node` starts them, and the loss of one."""
 
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -41,13 +42,38 @@ for line in Path(sys.argv[1]).read_text().splitlines():
     GradientState._reset_state()
 """
 
+# The last of four processes is killed after its second step, and leaves the time.
+KILLED = """
+import os, runpy, signal, sys
+from pathlib import Path
+from vq_ihdm.training.run import TrainingRun
 
-def torchrun(folder: Path, *commands: list) -> str:
-    """What two processes print that run these commands."""
+log = TrainingRun.log
+
+def log_and_die(self, **values):
+    log(self, **values)
+    if self.step == 2 and self.accelerator.process_index == 3:
+        Path(sys.argv[-1], "killed").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+TrainingRun.log = log_and_die
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def torchrun(folder: Path, num_processes: int, *commands: list) -> subprocess.CompletedProcess:
+    """Processes that run these commands."""
     (folder / "worker.py").write_text(WORKER)
     (folder / "commands").write_text("\n".join("\t".join(map(str, command)) for command in commands))
-    arguments = ["--standalone", "--nproc_per_node", "2", str(folder / "worker.py"), str(folder / "commands")]
-    done = subprocess.run(
+    arguments = [
+        "--standalone",
+        "--nproc_per_node",
+        str(num_processes),
+        str(folder / "worker.py"),
+        str(folder / "commands"),
+    ]
+    return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *arguments],
         cwd=ROOT,
         env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
@@ -55,8 +81,6 @@ def torchrun(folder: Path, *commands: list) -> str:
         text=True,
         timeout=600,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +106,9 @@ def runs(tmp_path_factory, tiny_preset, template_set, pipeline_folder, plain_ihd
            "--output_dir", folder / "wgan"]  # fmt: skip
     images = ["generate.py", "--pipeline", pipeline_folder, "--output_dir", folder / "images", *GENERATE_FLAGS]
     shards = ["generate.py", "--pipeline", pipeline_folder, "--output_dir", folder / "shards", *SHARD_FLAGS]
-    (folder / "stdout").write_text(torchrun(folder, vqgan, ihdm, gan, images, shards))
+    done = torchrun(folder, 2, vqgan, ihdm, gan, images, shards)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (folder / "stdout").write_text(done.stdout)
     return folder
 
 
@@ -114,6 +140,24 @@ def test_two_processes_train_as_one_with_the_double_batch(runs, plain_ihdm, tmp_
     alone = load_state(list_checkpoints(tmp_path / "one")[-1])["parts"]["network"]
     (checkpoint,) = list_checkpoints(runs / "ihdm")
     together = load_state(checkpoint)["parts"]["network"]
+    for name, weight in alone.items():
+        torch.testing.assert_close(together[name], weight, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_four_train_as_one_with_the_whole_batch_and_end_when_one_is_killed(plain_ihdm, tmp_path):
+    """One group of processes shows both: the first training ends, in the second a process is lost."""
+    (tmp_path / "killed.py").write_text(KILLED)
+    ihdm = [*plain_ihdm, "--train_batch_size", 1, "--output_dir"]
+    done = torchrun(tmp_path, 4, [*ihdm, tmp_path / "four"], [tmp_path / "killed.py", *ihdm, tmp_path / "lost"])
+    assert time.time() - (tmp_path / "lost" / "killed").stat().st_mtime < 60
+    assert done.returncode != 0 and "Signal 9 (SIGKILL)" in done.stderr
+    assert list_checkpoints(tmp_path / "lost") == []
+
+    run_script(*plain_ihdm, "--train_batch_size", 4, "--output_dir", tmp_path / "one")
+    together, alone = (
+        load_state(list_checkpoints(tmp_path / name)[-1])["parts"]["network"] for name in ("four", "one")
+    )
     for name, weight in alone.items():
         torch.testing.assert_close(together[name], weight, atol=2e-5, rtol=1e-4)
 
