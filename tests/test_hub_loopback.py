@@ -363,7 +363,7 @@ def test_a_training_publishes_its_result(
     files = hub.repositories["model", "tester/trained"].files
     record_ = json.loads(files["training.json"])
     assert [stage["script"] for stage in record_["stages"]] == ["train_vqgan.py", "train_ihdm.py"]
-    assert [name for name in files if name.endswith(".png")] == ["samples.png"]
+    assert {name for name in files if name.endswith(".png")} == {"covariates.png", "samples.png"}
     assert b"Not evaluated yet" in files["README.md"]
     assert not any(str(tmp_path).encode() in content for content in files.values())
     saved = author.run(WITH_PACKAGE.format(str(tmp_path / "ihdm" / "pipeline")) + IMAGES)
