@@ -185,7 +185,7 @@ def test_the_set_a_pipeline_was_trained_on_gives_the_index(folder: Path, templat
     with pytest.raises(ValueError, match="has slices of"):
         app.training_index(str(template_set), pipe)
     with pytest.raises(ValueError, match="nowhere"):
-        app.build_page(folder, tmp_path, "nowhere")
+        app.build_page(folder, tmp_path, str(tmp_path / "nowhere"))
 
 
 def test_the_nifti_file_holds_the_slices_the_right_way_round(tmp_path: Path):
