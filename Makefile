@@ -40,9 +40,9 @@ demo: samples $(VENV)/installed-demo
 test: $(VENV)/installed
 	$(BIN)/pytest -n 2 --dist loadfile
 
-# Without the tests that train, start several processes or run whole benchmarks: under a minute on two cores.
+# Without the tests that train for long, start processes or a browser, or run whole benchmarks.
 test-fast: $(VENV)/installed
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -n 2 --dist loadfile -m 'not slow'
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

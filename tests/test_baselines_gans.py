@@ -40,6 +40,7 @@ def test_shapes_and_ranges_of_the_stacks():
     assert -1 <= drawn.min() < drawn.max() <= 1
 
 
+@pytest.mark.slow
 def test_samples_are_normalised_as_samples_not_as_reconstructions():
     """Running statistics of latents ten times as large made samples black; the standing ones restore them."""
     torch.manual_seed(0)

@@ -94,6 +94,7 @@ def test_the_sampler_finds_the_only_codes_there_are(size, num_steps):
     assert (draw(pipeline, num_images=3, chunk_size=2, num_inference_steps=num_steps) == codes).all()
 
 
+@pytest.mark.slow
 def test_training_finds_both_kinds_of_a_toy_set():
     """All of one code or all of another: the joint distribution is learned, not only that of single codes."""
     unet = tiny_unet(3, 3, (32,)).train()

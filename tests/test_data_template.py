@@ -57,6 +57,7 @@ def test_contrast_and_shape_vary(subjects: np.ndarray):
     assert area.std() / area.mean() > 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image_size", [(32, 32), (48, 64)])
 def test_size_changes_pixels_not_anatomy(image_size: tuple[int, int]):
     small = template_subject(5, num_slices=3, image_size=image_size)

@@ -87,6 +87,7 @@ def test_planted_copies_are_caught(reference, tokenized, share, copies, known, m
     assert all("copies" in sentence for sentence in audit.failures)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5, 10))
 def test_people_that_training_never_saw_pass(reference, tokenized, seed):
     images = individuals(N, 1, seed).images
@@ -95,6 +96,7 @@ def test_people_that_training_never_saw_pass(reference, tokenized, seed):
     assert not evaluate_images(decoded, reference, tokenized, encode(images)).audit.failures
 
 
+@pytest.mark.slow
 def test_the_report_tells_which_copies_would_have_been_noticed(reference, tokenized):
     images, codes = sample(0, "verbatim", reference)
     report = evaluate_images(images, reference, tokenized, codes)

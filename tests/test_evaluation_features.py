@@ -90,6 +90,7 @@ def test_figures_are_those_of_torch_fidelity(tmp_path):
     assert ours["recall"].value == pytest.approx(theirs["recall"])
 
 
+@pytest.mark.slow
 @needs_inception
 def test_the_packaged_inception_gives_the_published_fid():
     """The example in the docstring of torchmetrics' FrechetInceptionDistance: 12.6388 after torch.manual_seed(42)."""
@@ -105,6 +106,7 @@ def test_the_packaged_inception_gives_the_published_fid():
     assert fid == pytest.approx(12.6388, abs=5e-5)
 
 
+@pytest.mark.slow
 @needs_inception
 def test_inception_from_a_local_file_with_and_without_its_classifier(tmp_path):
     network = inception_from_package()

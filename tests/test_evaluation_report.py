@@ -102,6 +102,7 @@ def test_the_report_is_json_markdown_and_pictures(report, tmp_path):
     assert {file.name for file in tmp_path.glob("*.png")} == set(report.pictures)
 
 
+@pytest.mark.slow
 def test_a_pipeline_is_measured_with_its_tokenizer_and_its_prior(pipeline, reference):
     report = evaluate_pipeline(pipeline, reference, num_images=24, batch_size=7, num_inference_steps=2, temperature=0.5)
     assert report.about["generated"]["num_inference_steps"] == 2

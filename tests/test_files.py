@@ -58,6 +58,7 @@ def test_nothing_appears_half_written(tmp_path, kind):
     assert [path.name for path in target.parent.iterdir()] == ["target"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_killed_at_any_call_the_old_or_the_new_is_there_and_nothing_else_stays(kind, tmp_path):
     target, call = tmp_path / "target", 0

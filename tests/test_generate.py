@@ -271,6 +271,7 @@ def test_a_run_that_was_killed_over_its_manifest_goes_on(tmp_path):
         generate_script.read_manifest(tmp_path, {})
 
 
+@pytest.mark.slow
 def test_a_set_that_is_killed_again_and_again_equals_one_that_is_not(shards, described_pipeline, tmp_path, monkeypatch):
     folder = tmp_path / "images"
     arguments = ("--pipeline", described_pipeline, "--output_dir", folder, *SHARD_FLAGS)

@@ -143,6 +143,7 @@ def test_the_version_is_the_same_everywhere(monkeypatch: pytest.MonkeyPatch, cap
     assert released[1] == printed
 
 
+@pytest.mark.slow
 def test_the_quickstart_notebook_runs_from_anywhere_and_shows_what_it_did(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -93,6 +93,7 @@ def published(
 
 
 # ---- what is published ----------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_refusal_leaves_no_trace_on_the_hub(hub: HubServer, author: HubClient, model: Path):
     unevaluated(model)
     with pytest.raises(RemoteError, match="InputError.*not evaluated"):
@@ -169,6 +170,7 @@ def test_a_wrong_token_and_another_account_are_told_in_a_sentence(author: HubCli
 
 
 # ---- what others load -----------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_the_same_images_with_and_without_the_package(author: HubClient, stranger: HubClient, published: Path):
     with pytest.raises(RemoteError, match="ModuleNotFoundError"):
         stranger.run("import vq_ihdm")
@@ -318,6 +320,7 @@ def test_the_page_is_published_with_its_pipeline_inside(hub: HubServer, author: 
 
 
 # ---- synthetic images -----------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_shards_reach_the_hub_one_by_one_and_an_upload_that_broke_off_goes_on(
     hub: HubServer, author: HubClient, stranger: HubClient, published: Path, tmp_path: Path
 ):

@@ -85,6 +85,7 @@ def reached_from(files: Iterable[Path]) -> set[str]:
     return packages - set(sys.stdlib_module_names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_what_a_part_imports_comes_with_it(part: str):
     provided = installed_with([*SAMPLING, *EXTRAS.get(part, [])])
@@ -94,6 +95,7 @@ def test_what_a_part_imports_comes_with_it(part: str):
         assert owners & provided, f"{part} imports {package}, which its requirements do not install"
 
 
+@pytest.mark.slow
 def test_sampling_imports_nothing_of_the_extras(pipeline_folder: Path, tmp_path: Path):
     """In a process where none of it can be imported, as where it is not installed."""
     sampling = installed_with(SAMPLING)

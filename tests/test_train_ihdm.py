@@ -46,6 +46,7 @@ def test_a_denoiser_that_stopped_goes_on_bit_for_bit(ihdm, ihdm_run):
     assert_same_weights(folder / "pipeline", ihdm_run / "pipeline")
 
 
+@pytest.mark.slow
 def test_a_denoiser_learns_on_from_a_denoiser_or_a_pipeline(ihdm, ihdm_run, vqgan_run, tmp_path):
     before = load_file(ihdm_run / "best" / "model.safetensors")
     for place in (ihdm_run / "best", ihdm_run / "pipeline"):

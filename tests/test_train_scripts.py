@@ -44,6 +44,7 @@ def test_trackers_get_figures_and_pictures(vqgan_run, ihdm_run):
         assert figures <= set(accumulator.Tags()["scalars"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["vqgan", "ihdm"])
 def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(script, request, capsys, tmp_path):
     run, uninterrupted = request.getfixturevalue(script), request.getfixturevalue(f"{script}_run")

@@ -129,6 +129,7 @@ def test_without_a_whole_checkpoint_a_run_does_not_start_anew(network, tmp_path)
 # ---- kills --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(tmp_path):
     """Before a call to the system, or at some instant, inside the writing of a file among them."""
     whole, folder, chance = tmp_path / "whole", tmp_path / "killed", random.Random(0)

@@ -42,6 +42,7 @@ def build(source: Path, output: Path, *options: object) -> dict[str, list[bytes]
     return built
 
 
+@pytest.mark.slow
 def test_every_damaged_volume_is_used_or_named(tmp_path, capfd, peak_memory):
     (tmp_path / "scans").mkdir()
     names = write_damaged(tmp_path / "scans", NUM_VOLUMES)
