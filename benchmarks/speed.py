@@ -9,7 +9,6 @@ not change their speed.
 """
 
 import argparse
-import inspect
 import json
 import subprocess
 import sys
@@ -24,15 +23,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import machine
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler
 from matplotlib.figure import Figure
+from sampling_peers import absorbing_config, onnx_session, pixel_unet
 from scipy.fft import dctn, idctn
 from torch.utils.flop_counter import FlopCounterMode
+from training_processes import trainings
 from training_race import races
 
 from vq_ihdm import AbsorbingDiffusionPipeline, VQIHDMPipeline
 from vq_ihdm.arguments import positive_int
-from vq_ihdm.baselines.absorbing import AbsorbingDenoiser, AbsorbingDenoiserConfig
+from vq_ihdm.baselines.absorbing import AbsorbingDenoiser
 from vq_ihdm.data.volumes import SliceSettings, volume_slices
 from vq_ihdm.errors import InputError, run
 from vq_ihdm.evaluation.report import table
@@ -87,9 +88,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--threads", type=positive_int, nargs="+", default=[1, 2])
     add("--repeats", type=positive_int, default=7, help="rounds, of which the median is taken")
     add("--onnx", type=Path, help="what export.py wrote of this pipeline, for a turn of ONNX Runtime in sampling")
-    add("--config", default="oasis", help="preset, for the part training")
-    add("--dataset_name", help="the data set, of the pipeline's image size, for the part training")
-    add("--perceptual_weights", help="of LPIPS, for the part training, where torchvision cannot download them")
+    add("--config", default="oasis", help="preset, for the parts training and processes")
+    add("--dataset_name", help="the data set, of the pipeline's image size, for these parts")
+    add("--perceptual_weights", help="of LPIPS, for these parts, where torchvision cannot download them")
+    add("--processes", type=positive_int, nargs="+", default=[1, 2, 4], help="for the part processes")
+    add("--steps", type=positive_int, default=30, help="of each training, for the part processes")
     add("--volumes", type=Path, help="folder of NIfTI volumes, for the part data")
     add(
         "--num_features",
@@ -106,8 +109,8 @@ def main() -> None:
     args = build_parser().parse_args()
     if "data" in args.parts and args.volumes is None:
         raise InputError("the part data needs --volumes, a folder of NIfTI volumes; or name the other --parts")
-    if "training" in args.parts and args.dataset_name is None:
-        raise InputError("the part training needs --dataset_name; or name the other --parts")
+    if {"training", "processes"} & set(args.parts) and args.dataset_name is None:
+        raise InputError("the parts training and processes need --dataset_name; or name the other --parts")
     threads = torch.get_num_threads()
     rates = machine_rates()
     rows = [row for part in args.parts for row in PARTS[part](args)]
@@ -229,42 +232,20 @@ def sampling(args: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def onnx_session(folder: Path, threads: int):
-    from onnxruntime import InferenceSession, SessionOptions
-
-    options = SessionOptions()
-    options.intra_op_num_threads = threads
-    return InferenceSession(folder / "sampler.onnx", options)
-
-
-def absorbing_config(config) -> AbsorbingDenoiserConfig:
-    """Absorbing diffusion's transformer of the size of ours."""
-    names = inspect.signature(AbsorbingDenoiserConfig.__init__).parameters
-    return AbsorbingDenoiserConfig(**{name: getattr(config, name) for name in names if hasattr(config, name)})
-
-
-def pixel_unet(num_parameters: int, image_size: tuple[int, int]) -> UNet2DModel:
-    """diffusers' UNet for grey images, the widest of its kind with no more parameters than asked for."""
-    for width in range(64, 0, -8):
-        unet = UNet2DModel(
-            sample_size=image_size,
-            in_channels=1,
-            out_channels=1,
-            layers_per_block=1,
-            block_out_channels=(width, 2 * width, 4 * width),
-            down_block_types=("DownBlock2D",) * 3,
-            up_block_types=("UpBlock2D",) * 3,
-            norm_num_groups=8,
-        )
-        if unet.num_parameters() <= num_parameters or width == 8:
-            return unet.eval()
-
-
 def training(args: argparse.Namespace) -> list[Row]:
     """Steps of our train scripts, of the same networks in a bare loop, and as published."""
     torch.set_num_threads(max(args.threads))
     return [
         row for setting, batch, taken in races(args) for row in rows_from("training", setting, taken, batch, "images")
+    ]
+
+
+def processes(args: argparse.Namespace) -> list[Row]:
+    """Steps of our train scripts by processes; the batch of all together stays the same."""
+    return [
+        row
+        for setting, batch, taken in trainings(args)
+        for row in rows_from("processes", setting, taken, batch, "images")
     ]
 
 
@@ -330,6 +311,7 @@ def evaluation(args: argparse.Namespace) -> list[Row]:
 PARTS = {
     "sampling": sampling,
     "training": training,
+    "processes": processes,
     "start": start,
     "blur": blurring,
     "data": data,
@@ -345,7 +327,8 @@ def page(rows: list[Row], rates: dict[str, float], args: argparse.Namespace) -> 
         "",
         f"Measured on {machine()}, {date.today().isoformat()}, by `python benchmarks/speed.py --pipeline ... --parts "
         f"{' '.join(args.parts)}`. Medians of {args.repeats} rounds (of peers and data at most 3) in which the "
-        "contestants of a group take turns, quartiles in brackets, ratios to the first of the group.",
+        "contestants of a group take turns, quartiles in brackets, ratios to the first of the group; of processes, "
+        "each of one thread, the steps of a training each.",
         "",
         f"One thread of this machine reaches {rates['matrix']:.0f} GFLOP/s in a matrix product and "
         f"{rates['convolution']:.0f} in a convolution of the decoder's kind, the ceiling of what the networks can do.",

@@ -27,6 +27,7 @@ from vq_ihdm.vqgan.criterion import Criterion
 from vq_ihdm.vqgan.losses import discriminator_loss
 
 Contestants = dict[str, Callable[[], object]]
+ADVERSARIAL = ["--disc_start", "0", "--disc_warmup_steps", "0"]  # from the first step on
 
 
 def races(args: argparse.Namespace) -> Iterator[tuple[str, int, dict[str, np.ndarray]]]:
@@ -41,11 +42,10 @@ def races(args: argparse.Namespace) -> Iterator[tuple[str, int, dict[str, np.nda
     ]
     trunk = ["--perceptual_weights", args.perceptual_weights] if args.perceptual_weights else []
     width, height = load_slices(args.dataset_name)["train"][0]["image"].size
-    adversarial = ["--disc_start", "0", "--disc_warmup_steps", "0"]
     whole = ["--discriminator", "patch", "--perceptual_crop_size", str(max(height, width))]
     for setting, special in (("VQGAN, preset", []), ("VQGAN, PatchGAN and LPIPS of whole images", whole)):
         contestants = lambda script, parsed: vqgan_contestants(script, parsed, (height, width))  # noqa: E731
-        yield setting, *race("vqgan", [*flags, *trunk, *adversarial, *special], contestants, args.repeats)
+        yield setting, *race("vqgan", [*flags, *trunk, *ADVERSARIAL, *special], contestants, args.repeats)
     vqvae = ["--vqvae", str(args.pipeline), "--no-random_flip"]
     contestants = lambda script, parsed: denoiser_contestants(script, parsed, args.pipeline)  # noqa: E731
     yield "denoiser, preset", *race("ihdm", [*flags, *vqvae], contestants, args.repeats)

@@ -142,12 +142,14 @@ def test_speed_is_measured_beside_peers_and_stored(
         "benchmarks/speed.py", "--pipeline", pipeline_folder, "--batch_sizes", 1, 3, "--threads", 1, "--repeats", 2,
         "--volumes", tmp_path, "--num_features", 60, "--onnx", onnx_folder, "--config", tiny_preset,
         "--dataset_name", template_set, "--perceptual_weights", trunk,
-        "--parts", "sampling", "training", "blur", "data", "evaluation",
+        "--parts", "sampling", "training", "processes", "blur", "data", "evaluation", "--processes", 2, "--steps", 2,
         "--output_dir", tmp_path / "speed",
     )  # fmt: skip
     content = json.loads((tmp_path / "speed" / "results.json").read_text())
     rows = content["rows"]
-    assert {row["part"] for row in rows} == {"sampling", "peers", "training", "blur", "data", "evaluation"}
+    assert {row["part"] for row in rows} == {
+        "sampling", "peers", "training", "processes", "blur", "data", "evaluation"
+    }  # fmt: skip
     for row in rows:
         low, high = row["quartiles"]
         assert 0 < low <= row["seconds"] <= high
@@ -156,6 +158,8 @@ def test_speed_is_measured_beside_peers_and_stored(
     assert "exported, ONNX Runtime" in {row["name"] for row in rows}
     steps = [(row["setting"], row["name"]) for row in rows if row["part"] == "training"]
     assert len(set(steps)) == len(steps) == 3 * 3  # three settings; the script, the bare loop, the published step
+    trainings = [(row["setting"].split(",")[0], row["name"]) for row in rows if row["part"] == "processes"]
+    assert trainings == [(f"train_{section}.py", "2 processes") for section in ("vqgan", "ihdm")]
     firsts = [row["ratio"] for row in rows if row["name"] in ("networks alone", "heat.blur", "1 threads", "fidelity")]
     assert set(firsts) == {1.0}
     page = (tmp_path / "speed" / "README.md").read_text()
