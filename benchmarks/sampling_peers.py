@@ -6,6 +6,7 @@ from pathlib import Path
 from diffusers import UNet2DModel
 
 from vq_ihdm.baselines.absorbing import AbsorbingDenoiserConfig
+from vq_ihdm.baselines.latent_diffusion import create_latent_unet
 
 
 def onnx_session(folder: Path, threads: int):
@@ -20,6 +21,11 @@ def absorbing_config(config) -> AbsorbingDenoiserConfig:
     """Absorbing diffusion's transformer of the size of ours."""
     names = inspect.signature(AbsorbingDenoiserConfig.__init__).parameters
     return AbsorbingDenoiserConfig(**{name: getattr(config, name) for name in names if hasattr(config, name)})
+
+
+def latent_unet(config) -> UNet2DModel:
+    """Latent diffusion's network, of the preset `oasis`."""
+    return create_latent_unet(config.code_dim, config.height, config.width, [96, 128, 192], 1, 8, 0.1).eval()
 
 
 def pixel_unet(num_parameters: int, image_size: tuple[int, int]) -> UNet2DModel:

@@ -2,10 +2,10 @@
 
     python benchmarks/speed.py --pipeline checkpoints/vq-ihdm-oasis --dataset_name data/oasis --volumes data/ixi
 
-Contestants of a row run in turn, so that whatever else the machine does meets all of them; the table has medians with
-quartiles, and ratios to the first of each group. Results go to --output_dir: `README.md`, `results.json`, and
-`sampling.png`, images a second by batch size. Peers of sampling have untrained networks of the same size: weights do
-not change their speed.
+A part that is measured again with --parts takes the place of what --output_dir holds of it. Contestants of a row run
+in turn, so that whatever else the machine does meets all of them; the table has medians with quartiles, and ratios to
+the first of each group. Results go to --output_dir: `README.md`, `results.json`, and `sampling.png`, images a second
+by batch size. Peers of sampling have untrained networks of the same size: weights do not change their speed.
 """
 
 import argparse
@@ -25,15 +25,16 @@ import torch
 from common import machine
 from diffusers import DDPMPipeline, DDPMScheduler
 from matplotlib.figure import Figure
-from sampling_peers import absorbing_config, onnx_session, pixel_unet
+from sampling_peers import absorbing_config, latent_unet, onnx_session, pixel_unet
 from scipy.fft import dctn, idctn
 from torch.utils.flop_counter import FlopCounterMode
 from training_processes import trainings
 from training_race import races
 
-from vq_ihdm import AbsorbingDiffusionPipeline, VQIHDMPipeline
+from vq_ihdm import AbsorbingDiffusionPipeline, LatentDiffusionPipeline, VQIHDMPipeline
 from vq_ihdm.arguments import positive_int
 from vq_ihdm.baselines.absorbing import AbsorbingDenoiser
+from vq_ihdm.baselines.latent_diffusion import sampling_scheduler
 from vq_ihdm.data.volumes import SliceSettings, volume_slices
 from vq_ihdm.errors import InputError, run
 from vq_ihdm.evaluation.report import table
@@ -43,6 +44,8 @@ from vq_ihdm.heat import blur
 DDPM_STEPS = 1000  # of diffusers' DDPMPipeline; timed for a few, since each costs the same
 DDPM_TIMED = 4
 ABSORBING_STEPS = 256
+LATENT_STEPS = (20, 50)
+LARGEST_BATCH = 32  # of the slow peers: from there on an image costs them the same
 BARE_IMPORT = "import torch, diffusers, transformers"
 FIRST_IMAGE = """
 from vq_ihdm import VQIHDMPipeline
@@ -65,7 +68,10 @@ print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_m
 
 @dataclass(frozen=True)
 class Row:
-    """One contestant: how long `items` take, in seconds, with quartiles; `flops` of these items, where counted."""
+    """One contestant: how long `items` take, in seconds, with quartiles.
+
+    `flops` of these items and the seconds `at_best` that they take at the machine's rates, where counted.
+    """
 
     part: str
     setting: str
@@ -76,6 +82,7 @@ class Row:
     quartiles: tuple[float, float]
     ratio: float
     flops: float | None = None
+    at_best: float | None = None
     memory_gb: float | None = None
 
 
@@ -112,18 +119,31 @@ def main() -> None:
     if {"training", "processes"} & set(args.parts) and args.dataset_name is None:
         raise InputError("the parts training and processes need --dataset_name; or name the other --parts")
     threads = torch.get_num_threads()
-    rates = machine_rates()
-    rows = [row for part in args.parts for row in PARTS[part](args)]
+    measured = {}
+    for part in args.parts:
+        measured[part] = {"date": date.today().isoformat(), "repeats": args.repeats, "rows": PARTS[part](args)}
     torch.set_num_threads(threads)
+    parts = {part: measured.get(part) or stored(args.output_dir, part) for part in PARTS}
+    parts = {part: content for part, content in parts.items() if content is not None}
     with replacing(args.output_dir) as folder:
         folder.mkdir()
-        content = {"machine": machine(), "date": date.today().isoformat(), "gflops": rates}
-        content["rows"] = [asdict(row) for row in rows]
-        (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")
-        if "sampling" in args.parts:
-            plot(rows).savefig(folder / "sampling.png", dpi=120)
-        (folder / "README.md").write_text("\n".join(page(rows, rates, args)) + "\n")
+        content = {"machine": machine(), "parts": parts}
+        (folder / "results.json").write_text(json.dumps(content, indent=1, default=asdict) + "\n")
+        if "sampling" in parts:
+            plot(parts["sampling"]["rows"]).savefig(folder / "sampling.png", dpi=120)
+        (folder / "README.md").write_text("\n".join(page(parts)) + "\n")
     print(f"the tables are in {args.output_dir / 'README.md'}")
+
+
+def stored(folder: Path, part: str) -> dict | None:
+    """A part that was measured before, on this machine."""
+    if not (folder / "results.json").is_file():
+        return None
+    content = json.loads((folder / "results.json").read_text())
+    if content["machine"] != machine() or part not in content["parts"]:
+        return None
+    rows = [Row(**row | {"quartiles": tuple(row["quartiles"])}) for row in content["parts"][part]["rows"]]
+    return content["parts"][part] | {"rows": rows}
 
 
 def race(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, np.ndarray]:
@@ -145,10 +165,14 @@ def rows_of(
     items: float,
     unit: str,
     scale: dict[str, float] | None = None,
-    flops: dict[str, float] | None = None,
+    **work: float,
 ) -> list[Row]:
-    """The rows of a group; `scale`: what a contestant's time is multiplied with, where it did a part of the work."""
-    return rows_from(part, setting, race(contestants, repeats), items, unit, scale, flops)
+    """The rows of a group.
+
+    `scale`: what a contestant's time is multiplied with, where it did a part of the work; `work`: `flops` and
+    `at_best` of all contestants.
+    """
+    return rows_from(part, setting, race(contestants, repeats), items, unit, scale, **work)
 
 
 def rows_from(
@@ -158,7 +182,7 @@ def rows_from(
     items: float,
     unit: str,
     scale: dict[str, float] | None = None,
-    flops: dict[str, float] | None = None,
+    **work: float,
 ) -> list[Row]:
     """As `rows_of`, from seconds by round that were measured before."""
     first = next(iter(taken))
@@ -167,19 +191,18 @@ def rows_from(
         factor = (scale or {}).get(name, 1)
         low, median, high = np.quantile(seconds * factor, (0.25, 0.5, 0.75)).tolist()
         ratio = float(np.median(seconds * factor / taken[first]))  # of the same round
-        rows.append(Row(part, setting, name, items, unit, median, (low, high), ratio, (flops or {}).get(name)))
+        rows.append(Row(part, setting, name, items, unit, median, (low, high), ratio, **work))
         print(f"{part}, {setting}: {name} {median:.4g} s, {ratio:.3f} of {first}", flush=True)
     return rows
 
 
 def machine_rates() -> dict[str, float]:
-    """What this machine reaches in GFLOP/s on one thread: a matrix product and a convolution of the decoder's kind."""
-    torch.set_num_threads(1)
+    """FLOP/s this machine reaches on torch's threads in a matrix product and a convolution of the decoder's kind."""
     a, image, kernel = torch.randn(1024, 1024), torch.randn(8, 64, 88, 88), torch.randn(64, 64, 3, 3)
     with torch.no_grad():
         taken = race({"matrix": lambda: a @ a, "convolution": lambda: torch.conv2d(image, kernel, padding=1)}, 5)
     flops = {"matrix": 2 * 1024**3, "convolution": 2 * 8 * 64 * 64 * 9 * 88 * 88}
-    return {name: flops[name] / float(np.median(taken[name])) / 1e9 for name in flops}
+    return {name: flops[name] / float(np.median(taken[name])) for name in flops}
 
 
 # ---- the parts ------------------------------------------------------------------------------------------------
@@ -191,11 +214,13 @@ def sampling(args: argparse.Namespace) -> list[Row]:
         vqvae=pipe.vqvae, denoiser=AbsorbingDenoiser(absorbing_config(config)).eval()
     )
     ddpm = DDPMPipeline(pixel_unet(sum(p.numel() for p in pipe.denoiser.parameters()), image_size), DDPMScheduler())
-    for each in (pipe, absorbing, ddpm):
+    latent = LatentDiffusionPipeline(pipe.vqvae, latent_unet(config), sampling_scheduler())
+    for each in (pipe, absorbing, ddpm, latent):
         each.set_progress_bar_config(disable=True)
     rows = []
     for threads in args.threads:
         torch.set_num_threads(threads)
+        rates = machine_rates()
         onnx = onnx_session(args.onnx, threads) if args.onnx is not None else None
         for batch in args.batch_sizes:
             state = pipe.prepare_latents(pipe.image_generators(batch, torch.Generator().manual_seed(0)))
@@ -215,14 +240,25 @@ def sampling(args: argparse.Namespace) -> list[Row]:
                 uniform = np.random.default_rng(0).random((batch, *state.shape[2:]))
                 inputs = {"u_T": state.numpy(), "uniform": uniform}
                 contestants["exported, ONNX Runtime"] = partial(onnx.run, None, inputs)
-            flops = dict.fromkeys(contestants, counter.get_total_flops())
+            flops = {"convolution": 0, "matrix": 0}
+            for operation, number in counter.get_flop_counts()["Global"].items():
+                flops["convolution" if "convolution" in str(operation) else "matrix"] += number
+            work = {"flops": sum(flops.values()), "at_best": sum(flops[kind] / rates[kind] for kind in rates)}
             setting, count = f"batch {batch}, threads {threads}", (batch, "images")
-            rows += rows_of("sampling", setting, contestants, args.repeats, *count, flops=flops)
+            rows += rows_of("sampling", setting, contestants, args.repeats, *count, **work)
+            if batch > LARGEST_BATCH:
+                continue
             peers = {
                 "VQIHDMPipeline, 1 step": contestants["VQIHDMPipeline, 1 step"],
                 f"absorbing diffusion, {ABSORBING_STEPS} steps": lambda batch=batch: absorbing(
                     batch, chunk_size=batch, num_inference_steps=ABSORBING_STEPS
                 ),
+                **{
+                    f"latent diffusion, {steps} steps": lambda batch=batch, steps=steps: latent(
+                        batch, chunk_size=batch, num_inference_steps=steps
+                    )
+                    for steps in LATENT_STEPS
+                },
                 f"DDPMPipeline, {DDPM_STEPS} steps": lambda batch=batch: ddpm(
                     batch, num_inference_steps=DDPM_TIMED, output_type="np"
                 ),
@@ -302,7 +338,7 @@ def evaluation(args: argparse.Namespace) -> list[Row]:
     rows = []
     for n in args.num_features:
         seconds, memory = map(float, python(EVALUATION.format(n=n)).split())
-        row = Row("evaluation", f"N = {n}", "fidelity", n, "images", seconds, (seconds, seconds), 1.0, None, memory)
+        row = Row("evaluation", f"N = {n}", "fidelity", n, "images", seconds, (seconds, seconds), 1.0, memory_gb=memory)
         rows.append(row)
         print(f"evaluation, N = {n}: {seconds:.1f} s, {memory:.2f} GB", flush=True)
     return rows
@@ -320,30 +356,30 @@ PARTS = {
 
 
 # ---- results --------------------------------------------------------------------------------------------------
-def page(rows: list[Row], rates: dict[str, float], args: argparse.Namespace) -> list[str]:
+def page(parts: dict[str, dict]) -> list[str]:
     """The lines of README.md."""
     lines = [
         "# Speed",
         "",
-        f"Measured on {machine()}, {date.today().isoformat()}, by `python benchmarks/speed.py --pipeline ... --parts "
-        f"{' '.join(args.parts)}`. Medians of {args.repeats} rounds (of peers and data at most 3) in which the "
-        "contestants of a group take turns, quartiles in brackets, ratios to the first of the group; of processes, "
-        "each of one thread, the steps of a training each.",
-        "",
-        f"One thread of this machine reaches {rates['matrix']:.0f} GFLOP/s in a matrix product and "
-        f"{rates['convolution']:.0f} in a convolution of the decoder's kind, the ceiling of what the networks can do.",
+        f"Measured on {machine()} by `python benchmarks/speed.py`. Medians of rounds (of slow peers and of data at "
+        "most 3) in which the contestants of a group take turns, quartiles in brackets, ratios to the first of the "
+        "group; of processes, each of one thread, the steps of a training each. At best: the seconds that the "
+        "networks' arithmetic takes at the rates this machine reaches, on as many threads, in a product of matrices "
+        "and in a convolution of the decoder's kind; the share is of these in the seconds measured.",
     ]
-    if "sampling" in args.parts:
-        lines += [
-            "",
-            f"`DDPMPipeline` was timed for {DDPM_TIMED} of its {DDPM_STEPS} steps, each of which costs the same.",
-            "",
-            "![Images a second](sampling.png)",
-        ]
-    for part in dict.fromkeys(row.part for row in rows):
-        lines += ["", f"## {part.capitalize()}", ""]
-        headings = ["setting", "contestant", "s", "a second", "ratio", "GFLOP/s", "peak memory (GB)"]
-        lines += table(headings, [cells(row) for row in rows if row.part == part])
+    for part, content in parts.items():
+        lines += ["", f"## {part.capitalize()}", "", f"{content['date']}, {content['repeats']} rounds.", ""]
+        headings = ["setting", "contestant", "s", "a second", "ratio", "GFLOP/s", "share of the best", "memory (GB)"]
+        for group in dict.fromkeys(row.part for row in content["rows"]):
+            rows = [cells(row) for row in content["rows"] if row.part == group]
+            used = [i for i in range(len(headings)) if any(row[i] for row in rows)]
+            lines += [*table([headings[i] for i in used], [[row[i] for i in used] for row in rows]), ""]
+        if part == "sampling":
+            lines += [
+                f"`DDPMPipeline` was timed for {DDPM_TIMED} of its {DDPM_STEPS} steps, each of which costs the same.",
+                "",
+                "![Images a second](sampling.png)",
+            ]
     return lines
 
 
@@ -356,6 +392,7 @@ def cells(row: Row) -> list[str]:
         f"{row.items / row.seconds:.3g} {row.unit}",
         f"{row.ratio:.3f}",
         f"{row.flops / row.seconds / 1e9:.0f}" if row.flops else "",
+        f"{row.at_best / row.seconds:.0%}" if row.at_best else "",
         f"{row.memory_gb:.2f}" if row.memory_gb else "",
     ]
 
