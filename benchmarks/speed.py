@@ -46,7 +46,8 @@ DDPM_TIMED = 4
 ABSORBING_STEPS = 256
 LATENT_STEPS = (20, 50)
 LARGEST_BATCH = 32  # of the slow peers: from there on an image costs them the same
-BARE_IMPORT = "import torch, diffusers, transformers"
+BARE_IMPORT = "import torch, diffusers, transformers"  # which load little of what they name
+USED_IMPORT = "import torch; from diffusers import DiffusionPipeline, VQModel; from transformers import BertModel"
 FIRST_IMAGE = """
 from vq_ihdm import VQIHDMPipeline
 pipe = VQIHDMPipeline.from_pretrained({folder!r})
@@ -286,8 +287,10 @@ def processes(args: argparse.Namespace) -> list[Row]:
 
 
 def start(args: argparse.Namespace) -> list[Row]:
-    """From `import` to the first image in a fresh process, beside the import of the libraries alone."""
-    programs = {"import torch, diffusers, transformers": BARE_IMPORT, "import vq_ihdm": "import vq_ihdm"}
+    """From `import` to the first image in a fresh process, beside the import of the libraries and of what is used."""
+    programs = {"import torch, diffusers, transformers": BARE_IMPORT}
+    programs["import BertModel, VQModel, DiffusionPipeline"] = USED_IMPORT
+    programs["import vq_ihdm"] = "import vq_ihdm"
     programs["import, load, first image"] = FIRST_IMAGE.format(folder=str(args.pipeline.resolve()))
     contestants = {name: lambda code=code: python(code) for name, code in programs.items()}
     return rows_of("start", "a fresh process", contestants, args.repeats, 1, "starts")
