@@ -208,7 +208,7 @@ def machine_rates() -> dict[str, float]:
 
 # ---- the parts ------------------------------------------------------------------------------------------------
 def sampling(args: argparse.Namespace) -> list[Row]:
-    """Our pipeline, its networks alone, and peers, by batch size and threads."""
+    """Our pipeline, its networks alone, which are told no covariates, and peers, by batch size and threads."""
     pipe = VQIHDMPipeline.from_pretrained(args.pipeline)
     config, image_size = pipe.denoiser.config, tuple(pipe.vqvae.config.sample_size for _ in range(2))
     absorbing = AbsorbingDiffusionPipeline(
@@ -216,6 +216,7 @@ def sampling(args: argparse.Namespace) -> list[Row]:
     )
     ddpm = DDPMPipeline(pixel_unet(sum(p.numel() for p in pipe.denoiser.parameters()), image_size), DDPMScheduler())
     latent = LatentDiffusionPipeline(pipe.vqvae, latent_unet(config), sampling_scheduler())
+    asked = {c.name: c.categories[0] if c.categories else (c.low + c.high) / 2 for c in pipe.denoiser.known_covariates}
     for each in (pipe, absorbing, ddpm, latent):
         each.set_progress_bar_config(disable=True)
     rows = []
@@ -237,6 +238,10 @@ def sampling(args: argparse.Namespace) -> list[Row]:
                 "networks alone": networks,
                 "VQIHDMPipeline, 1 step": lambda batch=batch: pipe(batch, chunk_size=batch),
             }
+            if asked:
+                contestants["VQIHDMPipeline, 1 step, covariates asked for"] = partial(
+                    pipe, batch, covariates=asked, chunk_size=batch
+                )
             if onnx is not None:
                 uniform = np.random.default_rng(0).random((batch, *state.shape[2:]))
                 inputs = {"u_T": state.numpy(), "uniform": uniform}
