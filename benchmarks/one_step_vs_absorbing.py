@@ -185,7 +185,7 @@ def main() -> None:
         any_pipe = load_pipeline(trained(args, system.training, seed) / "pipeline")
         tokenized = tokenize(any_pipe, reference)
         tokens = torch.from_numpy(tokenized.training_codes).flatten(0, 1)
-        held_out_codes = torch.from_numpy(tokenized.held_out_codes)
+        held_out_codes = torch.from_numpy(tokenized.held_out_codes)[:, 0]
     for system, seed in missing:
         pipe = load_pipeline(trained(args, system.training, seed) / "pipeline")
         pipe.set_progress_bar_config(desc=system.key(seed))

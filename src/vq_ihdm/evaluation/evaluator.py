@@ -126,19 +126,15 @@ class EvaluationSet:
     def token_spaces(self, tokenized: Tokenized) -> list[Space]:
         """Where the tokenizer's error cannot hide a copy: decoded codes as images, and the share of codes that differ.
 
-        Training sees slices and their mirror images, so copies of both are looked for.
+        Training sees slices and their mirror images, so copies of both are looked for; and since a generated image is
+        one or the other, both of the held-out people are there, too, or half of the images would seem far from them.
         """
         decoded = self.space("decoded pixels", tokenized.training, tokenized.held_out, self._pixel_scale, mirrored=True)
-        views = tokenized.training_codes.shape[1]
-        codes = Space(
-            "codes",
-            tokenized.training_codes.reshape(-1, *tokenized.held_out_codes.shape[1:]),
-            np.repeat(self.training.subjects, views),
-            tokenized.held_out_codes,
-            self.held_out.subjects,
-            scale=1 / tokenized.held_out_codes[0].size,
-            norm=0,
+        (training, subjects), (held_out, people) = (
+            (codes.reshape(-1, *codes.shape[2:]), np.repeat(side.subjects, codes.shape[1]))
+            for codes, side in ((tokenized.training_codes, self.training), (tokenized.held_out_codes, self.held_out))
         )
+        codes = Space("codes", training, subjects, held_out, people, scale=1 / held_out[0].size, norm=0)
         return [decoded, codes]
 
     def space(self, name: str, training: np.ndarray, held_out: np.ndarray, scale: float = 1.0, **how) -> Space:

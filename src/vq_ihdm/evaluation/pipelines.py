@@ -100,8 +100,8 @@ def decode(pipe: DiffusionPipeline, codes: torch.Tensor, batch_size: int = 32) -
 def tokenize(pipe: DiffusionPipeline, reference: EvaluationSet, batch_size: int = 32) -> Tokenized:
     """The real images through a pipeline's tokenizer and back; codes come from the cache that training uses."""
     training = encode_split(pipe.vqvae, reference.training.split, mirrored=True, batch_size=batch_size)
-    held_out = encode_split(pipe.vqvae, reference.held_out.split, mirrored=False, batch_size=batch_size)
-    decoded = decode(pipe, training[:, 0], batch_size), decode(pipe, held_out, batch_size)
+    held_out = encode_split(pipe.vqvae, reference.held_out.split, mirrored=True, batch_size=batch_size)
+    decoded = decode(pipe, training[:, 0], batch_size), decode(pipe, held_out[:, 0], batch_size)
     return Tokenized(training.numpy(), held_out.numpy(), *decoded, pipe.vqvae.config.num_vq_embeddings)
 
 
@@ -118,7 +118,7 @@ def prior_figures(
         return _in_batches(state, torch.from_numpy(codes), 256, "blurring").numpy()
 
     draws = pipe.prior.sample(num_images, torch.Generator().manual_seed(seed)).cpu().numpy()
-    training, held_out = blurry_states(tokenized.training_codes[:, 0]), blurry_states(tokenized.held_out_codes)
+    training, held_out = (blurry_states(c[:, 0]) for c in (tokenized.training_codes, tokenized.held_out_codes))
     space = reference.space("u_T", training, held_out, scale=1 / np.sqrt(draws[0].size))
     return memorisation_figures(space, *space.search(draws))
 

@@ -19,7 +19,7 @@ class Tokenized(NamedTuple):
 
     Attributes:
         training_codes: (M, 2, h, w) code indices of all training images and of their mirror images.
-        held_out_codes: (M', h, w) code indices of all held-out images.
+        held_out_codes: (M', 2, h, w) the same of the held-out images.
         training, held_out: (M, H, W) and (M', H, W) uint8, the codes of the images decoded, as they are.
         codebook_size: K, how many codes there are.
     """
@@ -41,13 +41,13 @@ def code_figures(
         people: (M',) int, the subjects of the held-out images.
     """
     each, size = np.arange(len(codes)), tokenized.codebook_size
-    stand_in = tokenized.training_codes[training_index, 0]
+    stand_in, held_out_codes = tokenized.training_codes[training_index, 0], tokenized.held_out_codes[:, 0]
     figures = [
         Figure(name, "codes", measured[name], ceiling=real[name])
         for measured, real in [
             (
-                usage(codes, each, tokenized.held_out_codes, people, size),
-                usage(stand_in, training_groups, tokenized.held_out_codes, people, size),
+                usage(codes, each, held_out_codes, people, size),
+                usage(stand_in, training_groups, held_out_codes, people, size),
             )
         ]
         for name in measured
@@ -57,8 +57,7 @@ def code_figures(
         if lag < min(codes.shape[1:]):
             found = known_pairs(training, lag, size)
             generated, held_out = (
-                known_pair_share(c, found, lag, groups)
-                for c, groups in ((codes, each), (tokenized.held_out_codes, people))
+                known_pair_share(c, found, lag, groups) for c, groups in ((codes, each), (held_out_codes, people))
             )
             figures.append(Figure("known_pairs", f"lag {lag}", generated, ceiling=held_out))
     return figures
