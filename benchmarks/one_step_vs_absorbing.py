@@ -83,12 +83,13 @@ HEADINGS = ["system", "steps", "evaluations", "stage-2 KID x 1000", "known pairs
 ABSORBING_STEPS = [1, 10, 50, 100, 200, 256]  # the columns of the paper's Table 2
 
 MAIN = ("default", "absorbing diffusion")  # labels of the systems that are trained several times
+NO_COVARIATES = ["--covariates"]  # what is compared is the distribution of all slices; latent diffusion knows none
 TRAININGS = [
-    Training("default", []),
-    Training("absorbing", ["--model", "absorbing"], "train_baseline.py"),
+    Training("default", NO_COVARIATES),
+    Training("absorbing", ["--model", "absorbing", *NO_COVARIATES], "train_baseline.py"),
     Training("ldm", ["--model", "ldm"], "train_baseline.py"),
-    Training("paper", AS_PUBLISHED),
-    Training("sigma3", ["--sigma_max", "3"]),
+    Training("paper", [*AS_PUBLISHED, *NO_COVARIATES]),
+    Training("sigma3", ["--sigma_max", "3", *NO_COVARIATES]),
 ]
 
 SYSTEMS = [
@@ -175,7 +176,6 @@ def main() -> None:
     for training in TRAININGS:
         for seed in sorted({seed for system, seed in runs if system.training == training.name}):
             flags = [*shared_flags(args), "--vqvae", args.vqvae, "--max_train_steps", args.train_steps, "--seed", seed]
-            flags += ["--covariates"]  # none: what is compared is the distribution of all slices
             train(training.script, trained(args, training.name, seed), "pipeline", *training.flags, *flags)
 
     finished = {(s, seed): args.work_dir / "systems" / f"{s.key(seed)}.json" for s, seed in runs}
