@@ -293,10 +293,9 @@ def build_page(path_or_id: str | Path, downloads: Path, dataset_name: str | None
                 seed = gr.Number(0, label="Seed", minimum=0, step=1, elem_id="seed")
                 free, values = covariate_controls(known)
                 button = gr.Button("Generate", variant="primary", elem_id="generate")
-                steps = gr.Slider(*RANGES["Steps"], 1, step=1, label="Steps")
-                temperature = gr.Slider(
-                    *RANGES["Temperature"], pipe.scheduler.config.temperature, step=0.05, label="Temperature"
-                )
+                usual = pipe.scheduler.config
+                steps = gr.Slider(*RANGES["Steps"], usual.num_inference_steps, step=1, label="Steps")
+                temperature = gr.Slider(*RANGES["Temperature"], usual.temperature, step=0.05, label="Temperature")
                 with gr.Accordion("Between two seeds", open=False):
                     second_seed = gr.Number(1, label="Second seed", minimum=0, step=1)
                     blend = gr.Slider(*RANGES["Blend"], 0, step=0.05, label="Blend", info=BLEND)

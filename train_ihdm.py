@@ -60,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_prior_arguments(parser)
     add("--temperature", type=non_negative_float, default=1.0)
     add("--top_p", type=positive_probability, default=1.0)
+    add("--num_inference_steps", type=positive_int, default=1, help="codes are revealed in so many")
     parser.set_defaults(max_train_steps=75_000, train_batch_size=20)
     return parser
 
@@ -90,6 +91,7 @@ def main() -> None:
         delta=args.delta,
         temperature=args.temperature,
         top_p=args.top_p,
+        num_inference_steps=args.num_inference_steps,
     )
     prior = fit_prior(
         train_codes.flatten(0, 1),

@@ -19,7 +19,7 @@ from vq_ihdm.hub.record import cpu_name
 # Discrete VQ-IHDM as published: flags of train_ihdm.py on top of a preset's.
 AS_PUBLISHED = [
     "--sigma_max", "24", "--delta", "0", "--reveal_probability", "0", "--prior", "slice", "--temperature", "1",
-    "--neighbourhood_size", "1",
+    "--num_inference_steps", "1", "--neighbourhood_size", "1",
 ]  # fmt: skip
 ROOT = Path(__file__).resolve().parents[1]
 PLACES = {"work_dir", "output_dir", "trainings"}  # flags that change no figure

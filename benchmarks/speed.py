@@ -236,11 +236,11 @@ def sampling(args: argparse.Namespace) -> list[Row]:
                 networks()
             contestants = {
                 "networks alone": networks,
-                "VQIHDMPipeline, 1 step": lambda batch=batch: pipe(batch, chunk_size=batch),
+                "VQIHDMPipeline, 1 step": lambda batch=batch: pipe(batch, 1, chunk_size=batch),
             }
             if asked:
                 contestants["VQIHDMPipeline, 1 step, covariates asked for"] = partial(
-                    pipe, batch, covariates=asked, chunk_size=batch
+                    pipe, batch, 1, covariates=asked, chunk_size=batch
                 )
             if onnx is not None:
                 uniform = np.random.default_rng(0).random((batch, *state.shape[2:]))

@@ -78,7 +78,7 @@ class VQIHDMPipeline(TokenPipeline):
     def __call__(
         self,
         num_images: int | None = None,
-        num_inference_steps: int = 1,
+        num_inference_steps: int | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -97,8 +97,8 @@ class VQIHDMPipeline(TokenPipeline):
         Args:
             num_images, batch_size: how many, by either name; 1 unless given.
             num_inference_steps: network evaluations an image; 1 draws all codes at once.
-            temperature, top_p: of the draw of codes; by default what the scheduler's config says. Temperature 0 takes
-                the most likely code.
+            temperature, top_p: of the draw of codes. Temperature 0 takes the most likely code. These three are by
+                default what the scheduler's config says.
             generator: one, from which a seed is drawn for each image, or a list with one for each image. The same
                 seed gives the same images whatever `chunk_size`.
             sample: (num_images, D, h, w) u_T, noise included, to start from instead of `prepare_latents`.
@@ -122,6 +122,8 @@ class VQIHDMPipeline(TokenPipeline):
         """
         num_images = self.how_many(num_images, batch_size, chunk_size)
         generators = self.image_generators(num_images, generator)
+        if num_inference_steps is None:
+            num_inference_steps = self.scheduler.config.num_inference_steps
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         callback_inputs = self.callback_inputs(callback_on_step_end_tensor_inputs)
         starts = range(0, num_images, chunk_size)

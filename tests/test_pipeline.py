@@ -107,6 +107,13 @@ def test_temperature_and_top_p_default_to_the_scheduler(pipeline):
     assert torch.equal(default, greedy)
 
 
+def test_the_scheduler_says_how_many_steps(pipeline):
+    told = pipeline(2, num_inference_steps=3, generator=seeded(), output_type="latent").images
+    assert not torch.equal(told, pipeline(2, generator=seeded(), output_type="latent").images)
+    pipeline.scheduler.register_to_config(num_inference_steps=3)
+    assert torch.equal(told, pipeline(2, generator=seeded(), output_type="latent").images)
+
+
 def test_delta_of_the_scheduler_noises_the_prior():
     clean, noisy = tiny_vq_ihdm(), tiny_vq_ihdm()
     clean.scheduler.register_to_config(delta=0.0)

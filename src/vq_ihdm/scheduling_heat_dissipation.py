@@ -54,6 +54,7 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
         delta: standard deviation of the noise on u_t, in units of the standardised embeddings.
         temperature: divides the logits before a code is drawn; 0 takes the most likely code.
         top_p: draw from the smallest set of codes that holds this much probability.
+        num_inference_steps: how many the pipeline takes unless told otherwise.
 
     Raises:
         ValueError: numbers without sense.
@@ -71,6 +72,7 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
         delta: float = 0.0,
         temperature: float = 1.0,
         top_p: float = 1.0,
+        num_inference_steps: int = 1,
     ):
         if not (0 < sigma_min <= sigma_max < math.inf and 0 <= delta < math.inf):
             raise ValueError(f"0 < sigma_min <= sigma_max and 0 <= delta, not {sigma_min}, {sigma_max} and {delta}")
@@ -78,7 +80,7 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
         self.sigmas = torch.cat(
             [torch.zeros(1), sigma_schedule(sigma_min, sigma_max, num_train_timesteps).to(torch.float32)]
         )
-        self.set_timesteps(1)
+        self.set_timesteps(num_inference_steps)
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
         """Spread the steps evenly from T down; `timesteps[0]` is always T, the most blurred state."""
