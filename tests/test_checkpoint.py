@@ -10,7 +10,7 @@ from vq_ihdm import VQIHDMPipeline
 from vq_ihdm.pipelines.saving import SCANLESS
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
-SIZES = {"vq-ihdm-oasis": (176, 176), "vq-ihdm-ixi": (96, 128)}  # width, height
+SIZES = {"vq-ihdm-oasis": (176, 176), "vq-ihdm-oasis-fine": (176, 176), "vq-ihdm-ixi": (96, 128)}  # width, height
 
 
 @pytest.fixture(params=SIZES)
@@ -22,7 +22,7 @@ def test_these_are_all():
     assert {folder.name for folder in CHECKPOINTS.iterdir()} == set(SIZES)
 
 
-def test_it_draws_eight_brains_in_one_step(checkpoint: Path, tmp_path: Path):
+def test_it_draws_eight_brains(checkpoint: Path, tmp_path: Path):
     pipe = VQIHDMPipeline.from_pretrained(checkpoint)
     pipe.set_progress_bar_config(disable=True)
     images = pipe(num_images=8, generator=torch.Generator().manual_seed(0)).images
