@@ -20,7 +20,7 @@ $(VENV)/installed $(VENV)/installed-sampling $(VENV)/installed-app $(VENV)/insta
 # Eight samples of the shipped model: seconds once its few packages are installed.
 samples: $(VENV)/installed-sampling
 	rm -rf $(DEMO)/shipped
-	$(BIN)/python generate.py --pipeline checkpoints/vq-ihdm-oasis --num_images 8 --output_dir $(DEMO)/shipped \
+	$(BIN)/python generate.py --pipeline checkpoints/vq-ihdm-oasis-fine --num_images 8 --output_dir $(DEMO)/shipped \
 		--contact_sheet $(DEMO)/shipped.png
 	@echo "look at $(DEMO)/shipped.png: eight samples of the shipped model; now see it train with 'make demo'"
 

@@ -35,8 +35,8 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-SHIPPED = Path(__file__).parent / "checkpoints" / "vq-ihdm-oasis"
-ABOUT = """# Synthetic brain slices in one step
+SHIPPED = Path(__file__).parent / "checkpoints" / "vq-ihdm-oasis-fine"
+ABOUT = """# Synthetic brain slices
 Discrete VQ-IHDM draws a blurry state from a prior, the codes of a VQGAN from a denoiser, and pixels from the VQGAN's
 decoder. **For research, not for diagnosis.** The same numbers give the same images."""
 LIMITS = """**Limits.** {known}Slices are drawn one by one and do not make up a volume; their finest texture is smoother

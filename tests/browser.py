@@ -1,6 +1,6 @@
 """A headless Chromium on the page of app.py; as a script it takes the picture of the docs:
 
-python tests/browser.py checkpoints/vq-ihdm-oasis docs/app.png
+python tests/browser.py checkpoints/vq-ihdm-oasis-fine docs/app.png
 """
 
 import shutil

@@ -315,7 +315,7 @@ def test_the_page_is_published_with_its_pipeline_inside(hub: HubServer, author: 
     author.run(RUN_SCRIPT.format(arguments, "publish.py"))
     files = hub.repositories["space", "tester/page"].files
     assert {"app.py", "README.md", "requirements.txt"} <= set(files)
-    inside = {name.removeprefix("checkpoints/vq-ihdm-oasis/") for name in files if name.startswith("checkpoints/")}
+    inside = {name.removeprefix("checkpoints/vq-ihdm-oasis-fine/") for name in files if name.startswith("checkpoints/")}
     assert inside == set(contents_of(model))
 
 

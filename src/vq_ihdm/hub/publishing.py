@@ -15,7 +15,7 @@ from .record import DATA_FACTS, RECORD, read_record
 
 # Only what this package writes leaves the machine, whatever else lies in a folder.
 MODEL_FILES = (".json", ".md", ".png", ".py", ".safetensors")
-SPACE_PIPELINE = "checkpoints/vq-ihdm-oasis"  # where app.py looks for its pipeline
+SPACE_PIPELINE = "checkpoints/vq-ihdm-oasis-fine"  # where app.py looks for its pipeline
 COMMIT_MESSAGE = "Publish with vq-ihdm"
 
 
