@@ -32,6 +32,8 @@ from safetensors.torch import load_file  # noqa: E402
 
 import app  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"num_images": 3, "seed": 4, "steps": 2, "temperature": 0.9, "second_seed": 5, "asked": {}}
 
 
@@ -148,7 +150,6 @@ def test_the_page_offers_what_the_pipeline_knows(asked_folder: Path, pipeline_fo
     assert "Seed" in plain and not any("population" in label for label in plain)
 
 
-@pytest.mark.slow
 def test_a_visitor_asks_for_covariates(asked_folder: Path, tmp_path: Path):
     offered, received = tmp_path / "offered", tmp_path / "received"
     offered.mkdir()
@@ -274,7 +275,6 @@ def browser(tmp_path_factory: pytest.TempPathFactory, downloads: Path) -> Iterat
     browser.quit()
 
 
-@pytest.mark.slow
 def test_a_visitor_sees_eight_brains_then_others_and_downloads_them(browser, page: str, downloads: Path):
     images = visit(browser, page, 8)
     first = images[0].get_property("src")

@@ -16,6 +16,8 @@ from vq_ihdm.data.conditioning import covariate_table, find_vocabulary, withhold
 from vq_ihdm.errors import InputError
 from vq_ihdm.fit_prior import MIN_SUBJECTS, fit_prior
 
+pytestmark = pytest.mark.slow
+
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

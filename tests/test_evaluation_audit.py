@@ -72,6 +72,7 @@ def sample(share: float, copies: str, reference, mirrored: bool = False) -> tupl
     return images, codes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("share", "copies", "known"),  # without the tokenizer its error may hide decoded copies
     [

@@ -86,6 +86,7 @@ def test_figures_are_repeatable_and_do_not_depend_on_the_order(reference, report
         assert shuffled.figure(name).generated.value == pytest.approx(report.figure(name).generated.value, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_report_is_json_markdown_and_pictures(report, tmp_path):
     report.save(tmp_path, scans=True)
     content = json.loads((tmp_path / "report.json").read_text())
@@ -230,6 +231,7 @@ def test_the_script_refuses_options_that_do_nothing_and_folders_of_others(tmp_pa
     assert len(list(images.iterdir())) == 20
 
 
+@pytest.mark.slow
 def test_the_script_measures_a_folder_of_images(reference, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("vq_ihdm.evaluation.features.load_networks", lambda weights, device: reference.networks)
     images = write_folder(tmp_path / "images", people(20, 1, seed=5).images)

@@ -22,6 +22,8 @@ from vq_ihdm.hub.audit_index import write_audit_index
 from vq_ihdm.hub.publishing import files_of
 from vq_ihdm.synthetic.provenance import DESCRIPTION
 
+pytestmark = pytest.mark.slow
+
 WITH_PACKAGE = "from vq_ihdm import load_pipeline; pipe = load_pipeline({!r})"
 WITHOUT_PACKAGE = (
     "from diffusers import DiffusionPipeline; pipe = DiffusionPipeline.from_pretrained({!r}, trust_remote_code=True)"
@@ -93,7 +95,6 @@ def published(
 
 
 # ---- what is published ----------------------------------------------------------------------------------------
-@pytest.mark.slow
 def test_a_refusal_leaves_no_trace_on_the_hub(hub: HubServer, author: HubClient, model: Path):
     unevaluated(model)
     with pytest.raises(RemoteError, match="InputError.*not evaluated"):
@@ -170,7 +171,6 @@ def test_a_wrong_token_and_another_account_are_told_in_a_sentence(author: HubCli
 
 
 # ---- what others load -----------------------------------------------------------------------------------------
-@pytest.mark.slow
 def test_the_same_images_with_and_without_the_package(author: HubClient, stranger: HubClient, published: Path):
     with pytest.raises(RemoteError, match="ModuleNotFoundError"):
         stranger.run("import vq_ihdm")
@@ -320,7 +320,6 @@ def test_the_page_is_published_with_its_pipeline_inside(hub: HubServer, author: 
 
 
 # ---- synthetic images -----------------------------------------------------------------------------------------
-@pytest.mark.slow
 def test_shards_reach_the_hub_one_by_one_and_an_upload_that_broke_off_goes_on(
     hub: HubServer, author: HubClient, stranger: HubClient, published: Path, tmp_path: Path
 ):
@@ -344,7 +343,6 @@ def test_shards_reach_the_hub_one_by_one_and_an_upload_that_broke_off_goes_on(
 
 
 # ---- from training to the Hub ---------------------------------------------------------------------------------
-@pytest.mark.slow
 def test_a_training_publishes_its_result(
     hub: HubServer, author: HubClient, stranger: HubClient, template_set: Path, tmp_path: Path
 ):

@@ -53,6 +53,7 @@ def test_links_lead_somewhere():
         assert target.startswith("https://") or (ROOT / target).exists(), target
 
 
+@pytest.mark.slow
 def test_the_python_blocks_run(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     for block in python_blocks():

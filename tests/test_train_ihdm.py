@@ -16,6 +16,8 @@ from vq_ihdm import VQIHDMPipeline
 from vq_ihdm.training.checkpoints import list_checkpoints
 from vq_ihdm.training.state import load_state
 
+pytestmark = pytest.mark.slow
+
 
 def test_train_ihdm_leaves_a_pipeline(ihdm_run, vqgan_run):
     pipeline = VQIHDMPipeline.from_pretrained(ihdm_run / "pipeline")
@@ -46,7 +48,6 @@ def test_a_denoiser_that_stopped_goes_on_bit_for_bit(ihdm, ihdm_run):
     assert_same_weights(folder / "pipeline", ihdm_run / "pipeline")
 
 
-@pytest.mark.slow
 def test_a_denoiser_learns_on_from_a_denoiser_or_a_pipeline(ihdm, ihdm_run, vqgan_run, tmp_path):
     before = load_file(ihdm_run / "best" / "model.safetensors")
     for place in (ihdm_run / "best", ihdm_run / "pipeline"):

@@ -19,6 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from vq_ihdm.training.checkpoints import list_checkpoints
 
+pytestmark = pytest.mark.slow
+
 
 def images_of(events: Path) -> dict[str, list[int]]:
     """Steps at which pictures were logged, by name."""
@@ -44,7 +46,6 @@ def test_trackers_get_figures_and_pictures(vqgan_run, ihdm_run):
         assert figures <= set(accumulator.Tags()["scalars"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("script", ["vqgan", "ihdm"])
 def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(script, request, capsys, tmp_path):
     run, uninterrupted = request.getfixturevalue(script), request.getfixturevalue(f"{script}_run")

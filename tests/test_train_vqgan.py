@@ -15,6 +15,8 @@ from vq_ihdm.training.checkpoints import list_checkpoints
 from vq_ihdm.training.state import load_state
 from vq_ihdm.vqgan.model import load_vq_model
 
+pytestmark = pytest.mark.slow
+
 
 def test_train_vqgan_leaves_what_it_says(vqgan_run):
     for name in ("best", "last"):
@@ -33,7 +35,6 @@ def test_train_vqgan_leaves_what_it_says(vqgan_run):
     assert [folder.name for folder in list_checkpoints(vqgan_run)] == ["checkpoint-4", "checkpoint-8"]
 
 
-@pytest.mark.slow
 def test_a_vqgan_that_stopped_goes_on_bit_for_bit(vqgan, vqgan_run):
     """Mid-epoch, with flips, discriminator, restarts of codes and accumulated gradients."""
     folder = vqgan("--max_train_steps", 3)
@@ -42,7 +43,6 @@ def test_a_vqgan_that_stopped_goes_on_bit_for_bit(vqgan, vqgan_run):
     assert_same_weights(folder / "last", vqgan_run / "last")
 
 
-@pytest.mark.slow
 def test_a_patch_discriminator_trains_and_resumes_too(vqgan, tmp_path):
     whole = vqgan("--discriminator", "patch", output_dir=tmp_path / "whole")
     folder = vqgan("--discriminator", "patch", "--max_train_steps", 5)
@@ -50,14 +50,12 @@ def test_a_patch_discriminator_trains_and_resumes_too(vqgan, tmp_path):
     assert differences(final_state(folder), final_state(whole)) == []
 
 
-@pytest.mark.slow
 def test_the_learning_rate_decays_to_zero_over_the_last_steps(vqgan, vqgan_run):
     folder = vqgan("--lr_decay_steps", 4)
     rates = [final_state(run)["parts"]["scheduler_g"]["_last_lr"] for run in (folder, vqgan_run)]
     assert rates == [[0.0], [1e-3]]
 
 
-@pytest.mark.slow
 def test_a_vqgan_learns_on_from_a_model_or_a_pipeline(vqgan, vqgan_run, ihdm_run, tmp_path):
     folders = [
         vqgan(
@@ -80,7 +78,6 @@ def test_slices_must_fit_the_model_that_learns_on_whatever_the_flags_say(vqgan, 
     assert "34x34, no multiple of the downsampling factor 4" in refusal(vqgan, *flags, "--resolution", 34)
 
 
-@pytest.mark.slow
 def test_training_the_decoder_alone_keeps_every_code(vqgan, vqgan_run, tmp_path):
     folder = vqgan("--pretrained_model_name_or_path", vqgan_run / "best", "--train_decoder_only")
     before, after = (load_vq_model(place).state_dict() for place in (vqgan_run / "best", folder / "last"))
@@ -88,7 +85,6 @@ def test_training_the_decoder_alone_keeps_every_code(vqgan, vqgan_run, tmp_path)
     assert changed == {"decoder", "post_quant_conv"}
 
 
-@pytest.mark.slow
 def test_slices_read_ahead_are_the_same_slices(vqgan, vqgan_run, monkeypatch):
     """Even where they do not fit into memory, and the workers decode them."""
     monkeypatch.setattr(SliceTensors, "MEMORY", 0)
