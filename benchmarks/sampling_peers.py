@@ -14,6 +14,7 @@ def onnx_session(folder: Path, threads: int):
 
     options = SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # they would run into the next's turn
     return InferenceSession(folder / "sampler.onnx", options)
 
 

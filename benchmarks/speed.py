@@ -210,6 +210,7 @@ def machine_rates() -> dict[str, float]:
 def sampling(args: argparse.Namespace) -> list[Row]:
     """Our pipeline, its networks alone, which are told no covariates, and peers, by batch size and threads."""
     pipe = VQIHDMPipeline.from_pretrained(args.pipeline)
+    half = VQIHDMPipeline.from_pretrained(args.pipeline, torch_dtype=torch.bfloat16)
     config, image_size = pipe.denoiser.config, tuple(pipe.vqvae.config.sample_size for _ in range(2))
     absorbing = AbsorbingDiffusionPipeline(
         vqvae=pipe.vqvae, denoiser=AbsorbingDenoiser(absorbing_config(config)).eval()
@@ -217,7 +218,7 @@ def sampling(args: argparse.Namespace) -> list[Row]:
     ddpm = DDPMPipeline(pixel_unet(sum(p.numel() for p in pipe.denoiser.parameters()), image_size), DDPMScheduler())
     latent = LatentDiffusionPipeline(pipe.vqvae, latent_unet(config), sampling_scheduler())
     asked = {c.name: c.categories[0] if c.categories else (c.low + c.high) / 2 for c in pipe.denoiser.known_covariates}
-    for each in (pipe, absorbing, ddpm, latent):
+    for each in (pipe, half, absorbing, ddpm, latent):
         each.set_progress_bar_config(disable=True)
     rows = []
     for threads in args.threads:
@@ -237,6 +238,7 @@ def sampling(args: argparse.Namespace) -> list[Row]:
             contestants = {
                 "networks alone": networks,
                 "VQIHDMPipeline, 1 step": lambda batch=batch: pipe(batch, 1, chunk_size=batch),
+                "VQIHDMPipeline, 1 step, bfloat16": lambda batch=batch: half(batch, 1, chunk_size=batch),
             }
             if asked:
                 contestants["VQIHDMPipeline, 1 step, covariates asked for"] = partial(
