@@ -48,7 +48,9 @@ def races(args: argparse.Namespace) -> Iterator[tuple[str, int, dict[str, np.nda
         yield setting, *race("vqgan", [*flags, *trunk, *ADVERSARIAL, *special], contestants, args.repeats)
     vqvae = ["--vqvae", str(args.pipeline), "--no-random_flip"]
     contestants = lambda script, parsed: denoiser_contestants(script, parsed, args.pipeline)  # noqa: E731
-    yield "denoiser, preset", *race("ihdm", [*flags, *vqvae], contestants, args.repeats)
+    alone = ["--neighbourhood_size", "1"]  # the transformer as published, without our convolutions
+    for setting, special in (("denoiser, preset", []), ("denoiser, attention alone", alone)):
+        yield setting, *race("ihdm", [*flags, *vqvae, *special], contestants, args.repeats)
 
 
 def race(

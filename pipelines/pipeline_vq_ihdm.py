@@ -124,10 +124,11 @@ class VQIHDMPipeline(TokenPipeline):
         generators = self.image_generators(num_images, generator)
         if num_inference_steps is None:
             num_inference_steps = self.scheduler.config.num_inference_steps
-        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        device = self._execution_device  # finding it out takes a millisecond
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
         callback_inputs = self.callback_inputs(callback_on_step_end_tensor_inputs)
         starts = range(0, num_images, chunk_size)
-        table = self.denoiser.encode_covariates(covariates, num_images).to(self._execution_device)
+        table = self.denoiser.encode_covariates(covariates, num_images).to(device)
         parts = []
         with self.progress_bar(total=len(starts) * num_inference_steps) as progress:
             for start in starts:
@@ -153,8 +154,7 @@ class VQIHDMPipeline(TokenPipeline):
         self, generators, sample, covariates, guidance_scale, temperature, top_p, progress, callback, callback_inputs
     ):
         """Codes (B, h, w) of one batch, and its completed table of covariates."""
-        device = self._execution_device
-        num_images, config = len(generators), self.denoiser.config
+        device, config, num_images = covariates.device, self.denoiser.config, len(generators)
         if sample is None:
             blurred, covariates = self.prior.draw(covariates, generators)
             sample = self.prepare_latents(generators, blurred)

@@ -46,11 +46,13 @@ class TokenPipeline(SlicePipeline):
         return_dict: bool,
         covariates: dict[str, list] | None = None,
     ) -> ConditionalOutput | tuple:
-        """Decode drawn codes (N, h, w), `chunk_size` images at a time, into the asked output; `latent`: the codes."""
+        """Decode codes (N, h, w) where they are, `chunk_size` images at a time, into the asked output; `latent`: codes."""
         if output_type == "latent":
             images = code_indices
         else:
-            decoded = torch.cat([self.decode_codes(codes).cpu() for codes in code_indices.split(chunk_size)])
+            device = code_indices.device
+            parts = [decode_codes(self.vqvae, codes, device).cpu() for codes in code_indices.split(chunk_size)]
+            decoded = torch.cat(parts)
             (images,) = self.to_output(decoded, output_type, return_dict=False)
         self.maybe_free_model_hooks()
         return ConditionalOutput(images=images, covariates=covariates) if return_dict else (images,)

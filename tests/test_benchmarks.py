@@ -161,7 +161,7 @@ def test_speed_is_measured_beside_peers_and_stored(
     names = {row["name"] for row in rows}
     assert {"exported, ONNX Runtime", "latent diffusion, 20 steps", "absorbing diffusion, 256 steps"} < names
     steps = [(row["setting"], row["name"]) for row in rows if row["part"] == "training"]
-    assert len(set(steps)) == len(steps) == 3 * 3  # three settings; the script, the bare loop, the published step
+    assert len(set(steps)) == len(steps) == 4 * 3  # four settings; the script, the bare loop, the published step
     trainings = [(row["setting"].split(",")[0], row["name"]) for row in rows if row["part"] == "processes"]
     assert trainings == [(f"train_{section}.py", "2 processes") for section in ("vqgan", "ihdm")]
     firsts = [row["ratio"] for row in rows if row["name"] in ("networks alone", "heat.blur", "1 threads", "fidelity")]

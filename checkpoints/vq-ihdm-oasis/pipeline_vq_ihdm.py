@@ -233,11 +233,13 @@ class TokenPipeline(SlicePipeline):
         return_dict: bool,
         covariates: dict[str, list] | None = None,
     ) -> ConditionalOutput | tuple:
-        """Decode drawn codes (N, h, w), `chunk_size` images at a time, into the asked output; `latent`: the codes."""
+        """Decode codes (N, h, w) where they are, `chunk_size` images at a time, into the asked output; `latent`: codes."""
         if output_type == "latent":
             images = code_indices
         else:
-            decoded = torch.cat([self.decode_codes(codes).cpu() for codes in code_indices.split(chunk_size)])
+            device = code_indices.device
+            parts = [decode_codes(self.vqvae, codes, device).cpu() for codes in code_indices.split(chunk_size)]
+            decoded = torch.cat(parts)
             (images,) = self.to_output(decoded, output_type, return_dict=False)
         self.maybe_free_model_hooks()
         return ConditionalOutput(images=images, covariates=covariates) if return_dict else (images,)
@@ -358,10 +360,11 @@ class VQIHDMPipeline(TokenPipeline):
         generators = self.image_generators(num_images, generator)
         if num_inference_steps is None:
             num_inference_steps = self.scheduler.config.num_inference_steps
-        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        device = self._execution_device  # finding it out takes a millisecond
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
         callback_inputs = self.callback_inputs(callback_on_step_end_tensor_inputs)
         starts = range(0, num_images, chunk_size)
-        table = self.denoiser.encode_covariates(covariates, num_images).to(self._execution_device)
+        table = self.denoiser.encode_covariates(covariates, num_images).to(device)
         parts = []
         with self.progress_bar(total=len(starts) * num_inference_steps) as progress:
             for start in starts:
@@ -387,8 +390,7 @@ class VQIHDMPipeline(TokenPipeline):
         self, generators, sample, covariates, guidance_scale, temperature, top_p, progress, callback, callback_inputs
     ):
         """Codes (B, h, w) of one batch, and its completed table of covariates."""
-        device = self._execution_device
-        num_images, config = len(generators), self.denoiser.config
+        device, config, num_images = covariates.device, self.denoiser.config, len(generators)
         if sample is None:
             blurred, covariates = self.prior.draw(covariates, generators)
             sample = self.prepare_latents(generators, blurred)
