@@ -46,7 +46,7 @@ class TokenPipeline(SlicePipeline):
         return_dict: bool,
         covariates: dict[str, list] | None = None,
     ) -> ConditionalOutput | tuple:
-        """Decode codes (N, h, w) where they are, `chunk_size` images at a time, into the asked output; `latent`: codes."""
+        """Decode codes (N, h, w) where they are, `chunk_size` at a time, into the asked output; `latent`: the codes."""
         if output_type == "latent":
             images = code_indices
         else:
