@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .code_indices import decode_codes
+from .code_indices import decode_batch
 from .errors import InputError
 from .files import replacing
 from .pipelines import VQIHDMPipeline
@@ -43,7 +43,7 @@ class OneStepSampler(nn.Module):
     def forward(self, u_T: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
         logits = self.denoiser(u_T, u_T.new_full(u_T.shape[:1], self.sigma)).logits
         code_indices = draw_codes(code_probabilities(logits, self.temperature, self.top_p), uniform)
-        images = decode_codes(self.vqvae, code_indices, u_T.device)[:, 0]
+        images = decode_batch(self.vqvae, code_indices, u_T.device)[:, 0]
         return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
