@@ -82,7 +82,9 @@ FIGURES = (
 HEADINGS = ["system", "steps", "evaluations", "stage-2 KID x 1000", "known pairs", "KID x 1000", "FID", "s / image"]
 ABSORBING_STEPS = [1, 10, 50, 100, 200, 256]  # the columns of the paper's Table 2
 
-MAIN = ("default", "absorbing diffusion")  # labels of the systems that are trained several times
+MAIN = ("default", "absorbing diffusion")
+# The main systems are trained several times; each training is measured at these steps, the first at all others, too.
+REPEATED = {(MAIN[0], 1), (MAIN[0], 4), (MAIN[1], 50), (MAIN[1], 256)}
 NO_COVARIATES = ["--covariates"]  # what is compared is the distribution of all slices; latent diffusion knows none
 TRAININGS = [
     Training("default", NO_COVARIATES),
@@ -138,7 +140,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=seed_int,
         nargs="+",
         default=[0],
-        help="of the two main systems; the others have the first",
+        help="of the two main systems, at some numbers of steps; the others have the first",
     )
     add("--trainings", nargs="+", choices=[t.name for t in TRAININGS], help="only the systems of these networks")
     return parser
@@ -171,7 +173,8 @@ def main() -> None:
     check_settings(args)
     reference = load_reference(args)
     systems = [s for s in SYSTEMS if args.trainings is None or s.training in args.trainings]
-    seeds = {s: args.training_seeds if s.label in MAIN else args.training_seeds[:1] for s in systems}
+    several = {s for s in systems if (s.label, s.num_inference_steps) in REPEATED}
+    seeds = {s: args.training_seeds if s in several else args.training_seeds[:1] for s in systems}
     runs = [(system, seed) for system in systems for seed in seeds[system]]
     for training in TRAININGS:
         for seed in sorted({seed for system, seed in runs if system.training == training.name}):
@@ -244,8 +247,10 @@ def write_results(folder: Path, rows: list[list[dict]], args: argparse.Namespace
         f"Same tokenizer, tokens, transformer size ({config['num_hidden_layers']} layers of {config['hidden_size']}) "
         f"and budget ({args.train_steps} steps of {config['train_batch_size']} slices) for every network; "
         f"{args.num_images} images a system from seed {args.seed} against {reference.held_out.num_subjects} held-out "
-        f"subjects ({args.split or 'test'}). In brackets 95 % intervals over images and people; the two main systems "
-        f"are means of {len(args.training_seeds)} trainings.",
+        f"subjects ({args.split or 'test'}). In brackets 95 % intervals over images and people. Means of "
+        f"{len(args.training_seeds)} trainings: "
+        + ", ".join(f"{label} in {steps}" for label, steps in sorted(REPEATED, reverse=True))
+        + ".",
         "",
         "Stage-2 KID: against the decoded codes of the held-out slices. Known pairs: share of adjacent codes that "
         "occur in the training slices. Of real codes (ceiling): stage-2 KID x 1000 "
@@ -343,7 +348,7 @@ def plot(rows: list[list[dict]]) -> Figure:
         ("fid", 1, "FID"),
     ]
     axes = figure.subplots(len(measures), 2, sharex="col")
-    series = {MAIN[0]: "o-", MAIN[1]: "s-", SYSTEMS[0].label: "x"}
+    series = {MAIN[0]: "o-", MAIN[1]: "s-", "latent diffusion": "^-", SYSTEMS[0].label: "x"}
     for i, (name, scale, title) in enumerate(measures):
         for j, (cost, unit) in enumerate([("evaluations", "network evaluations"), ("seconds", "s / image")]):
             for label, style in series.items():
