@@ -419,7 +419,7 @@ def plot(rows: list[Row]) -> Figure:
         for name, points in lines.items():
             axes.plot(list(points), list(points.values()), "o-", label=name)
         axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel="images / s", title=f"threads: {threads}")
-    axes.legend()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
