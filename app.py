@@ -42,8 +42,10 @@ decoder. **For research, not for diagnosis.** The same numbers give the same ima
 LIMITS = """**Limits.** {known}Slices are drawn one by one and do not make up a volume; their finest texture is smoother
 than a scanner's. Nobody has labelled or checked them, and what looks like a finding is none."""
 BLEND = "from the blurry state of the first seed to that of the second"
-AUDIT = """Under each image: root-mean-square difference in grey levels to the nearest training slice, both reduced
-{pool}-fold, and the share of held-out slices that have a nearer one. A copy would be at 0 and 0 %."""
+AUDIT = """Under each image: root-mean-square difference in grey levels to the nearest training slice, mirrored or not,
+both reduced {pool}-fold, and the share of held-out slices that have a nearer one. A copy would be at 0 and 0 %."""
+NO_AUDIT = """How near an image is to a training slice is not shown: that takes the training slices, which do not come
+with these weights; `python app.py --dataset_name FOLDER` shows it where you have them."""
 POPULATION = "as in the training population"
 DESCRIPTION = "Synthetic image drawn by a model; no person was scanned."
 RANGES = {
@@ -177,8 +179,11 @@ def captions(images: list[Image.Image], index: dict[str, torch.Tensor] | None) -
     if index is None:
         return [None] * len(images)
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).float()
-    thumbnails = F.avg_pool2d(pixels, int(index["pool"])).flatten(1)
-    distances = torch.cdist(thumbnails, index["training"].float()).amin(1) / thumbnails.shape[1] ** 0.5
+    thumbnails = F.avg_pool2d(pixels, int(index["pool"]))
+    # Both ways round, since slices are mirrored in training.
+    views = (thumbnails, thumbnails.flip(-1))
+    nearest = [torch.cdist(view.flatten(1), index["training"].float()).amin(1) for view in views]
+    distances = torch.minimum(*nearest) / index["training"].shape[1] ** 0.5
     nearer = (index["held_out"] < distances[:, None]).float().mean(1)
     return [f"{distance:.1f} · {share:.0%}" for distance, share in zip(distances, nearer, strict=True)]
 
@@ -301,8 +306,7 @@ def build_page(path_or_id: str | Path, downloads: Path, dataset_name: str | None
                     blend = gr.Slider(*RANGES["Blend"], 0, step=0.05, label="Blend", info=BLEND)
             with gr.Column(scale=3):
                 gallery = gr.Gallery(label="Samples", columns=4, format="png", object_fit="contain", elem_id="samples")
-                if index is not None:
-                    gr.Markdown(AUDIT.format(pool=int(index["pool"])))
+                gr.Markdown(NO_AUDIT if index is None else AUDIT.format(pool=int(index["pool"])))
                 with gr.Row():
                     files = [
                         gr.DownloadButton("Contact sheet (PNG)", elem_id="png"),

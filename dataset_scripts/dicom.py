@@ -1,6 +1,6 @@
 """Convert DICOM series to the NIfTI volumes that nifti.py builds from, with dcm2niix.
 
-    pip install 'vq-ihdm[data]'
+    pip install -e '.[data]'
     python dataset_scripts/dicom.py --input_dir ADNI --output_dir ADNI_nifti
     python dataset_scripts/nifti.py --input_dir ADNI_nifti --preset adni --output_dir data/adni
 
@@ -83,7 +83,7 @@ def main() -> None:
     try:
         import dcm2niix
     except ImportError:
-        raise InputError("dcm2niix is not installed; pip install 'vq-ihdm[data]'.") from None
+        raise InputError("dcm2niix is not installed; pip install -e '.[data]'.") from None
 
     rejections = Rejections(args.strict)
     folders = series_folders(args.input_dir)

@@ -60,8 +60,8 @@ class Preset:
 
 PRESETS = {
     "own": Preset(OWN, r"sub-([A-Za-z0-9]+)", required=False),
-    # ADNI/002_S_0295/<series>/<date>/<image id>/*.nii; the series of T1 scans are named after the sequence
-    "adni": Preset(ADNI, r"(\d{3}_S_\d{4,5})", series=r"MP-?RAGE|MPR|SPGR"),
+    # ADNI/002_S_0295/<series>/<date>/<image id>/*.nii; series are named after the sequence, corrected ones MPR or MT1
+    "adni": Preset(ADNI, r"(\d{3}_S_\d{4,5})", series=r"MP[-_ ]?RAGE|MPR|MT1|SPGR"),
     # IXI002-Guys-0828-T1.nii.gz; IXI.xls, saved as CSV, has the bare number
     "ixi": Preset(IXI, r"IXI0*(\d+)", series=r"[-_]T1"),
     # disc1/OAS1_0001_MR1/PROCESSED/MPRAGE/T88_111/OAS1_0001_MR1_mpr_n4_anon_111_t88_masked_gfc.img
@@ -128,7 +128,7 @@ def checked_preset(args: argparse.Namespace) -> Preset:
             raise InputError(f"{name} takes the lower number first.")
     for flag, package in (("skull_strip", "deepbet"), ("bias_correction", "SimpleITK")):
         if getattr(args, flag) and not find_spec(package):
-            raise InputError(f"--{flag} needs {package}; pip install 'vq-ihdm[data]'.")
+            raise InputError(f"--{flag} needs {package}; pip install -e '.[data]'.")
     preset = PRESETS[args.preset]
     if groups(args.subject_pattern or preset.subject) != 1:
         raise InputError("--subject_pattern needs one group, in parentheses, around the subject's id.")

@@ -173,8 +173,10 @@ def test_a_training_slice_is_found_in_the_audit_index(folder: Path, template_set
     assert index["training"].shape == (32, (32 // POOL) ** 2)
     copied = load_slices(str(template_set))["train"][5]["image"]
     black = Image.new("L", (32, 32))
-    copy, other = app.captions([copied, black], index)
-    assert float(copy.split(" · ")[0]) < 0.5 and copy.endswith(" 0%")
+    mirrored = copied.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    *copies, other = app.captions([copied, mirrored, black], index)
+    for copy in copies:
+        assert float(copy.split(" · ")[0]) < 0.5 and copy.endswith(" 0%")
     assert float(other.split(" · ")[0]) > 5
     assert app.captions([black], None) == [None]
 
@@ -188,6 +190,21 @@ def test_the_set_a_pipeline_was_trained_on_gives_the_index(folder: Path, templat
         app.training_index(str(template_set), pipe)
     with pytest.raises(ValueError, match="nowhere"):
         app.build_page(folder, tmp_path, str(tmp_path / "nowhere"))
+
+
+def test_the_page_says_why_it_shows_no_distances(
+    folder: Path, pipeline_folder: Path, template_set: Path, tmp_path: Path
+):
+    """The shipped model comes without an index; its user may have the training slices."""
+
+    def told(*arguments: Path | str) -> list[bool]:
+        blocks = app.build_page(*arguments).blocks.values()
+        texts = " ".join(block.value for block in blocks if isinstance(block, gradio.Markdown))
+        return [part in texts for part in ("reduced 8-fold", "--dataset_name FOLDER")]
+
+    assert told(folder, tmp_path) == [True, False]
+    assert told(pipeline_folder, tmp_path) == [False, True]
+    assert told(pipeline_folder, tmp_path, str(template_set)) == [True, False]
 
 
 def test_the_nifti_file_holds_the_slices_the_right_way_round(tmp_path: Path):

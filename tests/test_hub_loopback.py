@@ -319,6 +319,19 @@ def test_the_page_is_published_with_its_pipeline_inside(hub: HubServer, author: 
     assert inside == set(contents_of(model))
 
 
+def test_the_page_loads_a_repository(author: HubClient, published: Path, tmp_path: Path):
+    pytest.importorskip("gradio", reason="the page needs gradio: pip install -e '.[app]'")
+    texts = author.run(f"""
+        import sys
+        from pathlib import Path
+        sys.path.insert(0, {str(ROOT)!r})
+        import app
+        page = app.build_page("tester/tiny", Path({str(tmp_path)!r}))
+        answer = [block.value for block in page.blocks.values() if isinstance(block, app.gr.Markdown)]
+    """)
+    assert "20 people of one collection, OASIS-1" in " ".join(texts) and "reduced 8-fold" in " ".join(texts)
+
+
 # ---- synthetic images -----------------------------------------------------------------------------------------
 def test_shards_reach_the_hub_one_by_one_and_an_upload_that_broke_off_goes_on(
     hub: HubServer, author: HubClient, stranger: HubClient, published: Path, tmp_path: Path

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -124,3 +125,11 @@ def test_every_package_is_installed():
     folders = [*(ROOT / "src" / "vq_ihdm").rglob("__init__.py")]
     packages = {".".join(folder.parent.relative_to(ROOT / "src").parts) for folder in folders}
     assert set(SETUP["options"]["packages"].split()) == packages | {"vq_ihdm.pipelines"}
+
+
+def test_nobody_is_told_to_install_it_from_an_index():
+    """It is on none: what is needed comes with the clone."""
+    files = [file for folder in ("docs", "src", "pipelines", "dataset_scripts") for file in (ROOT / folder).rglob("*")]
+    for file in [*files, *ROOT.glob("*.*")]:
+        if file.suffix in (".py", ".md", ".cfg"):
+            assert not re.search(r"pip install '?vq.ihdm", file.read_text()), file

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,12 +24,29 @@ SMALL = {
 }
 
 
+def lines_of(block: str) -> Iterator[list[str]]:
+    """Every line of shell commands as a list of words."""
+    for line in block.replace("\\\n", " ").splitlines():
+        if words := shlex.split(line, comments=True):
+            yield words
+
+
 def commands() -> Iterator[list[str]]:
-    """Every command of the README's `sh` blocks as a list of words."""
+    """Every command of the README's `sh` blocks."""
     for block in re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE):
-        for line in block.replace("\\\n", " ").splitlines():
-            if words := shlex.split(line, comments=True):
-                yield words
+        yield from lines_of(block)
+
+
+def scripts() -> Iterator[list]:
+    """Every script that these commands start, `make` among them, with its arguments."""
+    for words in commands():
+        lines = [words]
+        if words[0] == "make":
+            dry = ["make", "--dry-run", words[1]]
+            lines = lines_of(subprocess.run(dry, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+        for line in lines:
+            if Path(line[0]).name in ("python", "accelerate"):
+                yield line[[word.endswith(".py") for word in line].index(True) :]
 
 
 def python_blocks() -> list[str]:
@@ -46,6 +64,13 @@ def test_what_prepares_the_shell_exists():
     for words in prepared[3:]:
         assert words[:3] == ["pip", "install", "-e"]
         assert set(re.search(r"\[(.*)\]", words[3])[1].split(",")) <= set(extras)
+
+
+def test_what_the_commands_write_is_not_committed():
+    ignored = (ROOT / ".gitignore").read_text().split()
+    written = [words[words.index("--output_dir") + 1] for words in scripts() if "--output_dir" in words]
+    assert len(written) > 10 and {f"/{Path(folder).parts[0]}/" for folder in written} <= set(ignored)
+    assert {"*.salt", "*.left_out.csv"} <= set(ignored)
 
 
 def test_links_lead_somewhere():
@@ -83,15 +108,13 @@ def test_the_commands_run_in_their_order(
         (tmp_path / entry).symlink_to(ROOT / entry)
     for script in ROOT.glob("*.py"):
         (tmp_path / script.name).symlink_to(script)
-    for words in commands():
-        if words[0] not in ("python", "accelerate"):
-            continue
-        script, *arguments = words[2:] if words[:2] == ["accelerate", "launch"] else words[1:]
-        arguments = [tiny_preset if word == "oasis" else word for word in arguments] + SMALL.get(script, [])
+    for script, *arguments in scripts():
+        arguments = [tiny_preset if word in ("demo", "oasis") else word for word in arguments] + SMALL.get(script, [])
         if script == "train_vqgan.py":
             arguments += ["--perceptual_weights", trunk]
         run_script(script, *arguments, folder=tmp_path)
     assert len(list((tmp_path / "images").glob("*.png"))) == 2
-    assert (tmp_path / "report" / "report.md").is_file()
+    for file in ("outputs/demo/shipped.png", "outputs/demo/samples.png", "report/report.md"):
+        assert (tmp_path / file).is_file()
     published = hub.repositories["model", "tester/your-model"]
     assert published.private and set(files_of(tmp_path / "runs" / "ihdm" / "pipeline")) <= set(published.files)

@@ -106,7 +106,8 @@ def test_counts_are_positive(flag, capsys):
 
 
 @pytest.mark.parametrize("preset_name", sorted(file.stem for file in (ROOT / "configs").glob("*.yaml")))
-def test_presets_fit_their_scripts(preset_name, monkeypatch):
+def test_presets_fit_their_scripts_and_are_found_from_any_folder(preset_name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(ROOT / "train_vqgan.py")])
     for script, section, argv in [(train_vqgan, "vqgan", []), (train_ihdm, "ihdm", ["--vqvae", "x"])]:
         args = parse_args(script.build_parser(), section, ["--config", preset_name, "--output_dir", "out", *argv])

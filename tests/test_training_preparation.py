@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState, GradientState
+from conftest import ROOT
 from tiny_training import parser
 from torch import nn
 
@@ -41,9 +43,15 @@ def test_a_flag_is_stronger_than_the_launcher(launched):
     assert launched(*flags, MIXED_PRECISION="bf16", GRADIENT_ACCUMULATION_STEPS="4") == ("no", 2)
 
 
-def test_what_splits_networks_is_refused(launched):
-    with pytest.raises(InputError, match="FSDP is not supported"):
-        launched(USE_FSDP="true")
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_what_splits_networks_is_refused(launched, name):
+    with pytest.raises(InputError, match=f"{name} is not supported"):
+        launched(**{f"USE_{name}": "true"})
+
+
+def test_the_launcher_s_example_is_one_for_several_gpus():
+    config = load_config_from_file(str(ROOT / "examples" / "accelerate_multi_gpu.yaml"))
+    assert (config.distributed_type, config.num_processes, config.mixed_precision) == ("MULTI_GPU", 4, "bf16")
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
 from killing import child, reap
 from tiny_training import assert_same_run, parser, train
@@ -81,6 +82,15 @@ def test_what_did_not_change_is_not_recorded(stopped):
 def test_a_budget_that_ends_where_a_run_was_interrupted_is_refused(stopped):
     with pytest.raises(InputError, match="interrupted at step 3.*give more"):
         train(stopped, "--max_train_steps", 3)
+
+
+def test_trackers_get_the_settings_where_and_by_what_name_they_are_wanted(tmp_path):
+    names = ("--tracker_project_name", "brains", "--logging_dir", tmp_path / "curves")
+    train(tmp_path / "run", "--report_to", "tensorboard", *names, "--max_train_steps", 2)
+    (file,) = (tmp_path / "curves" / "brains").glob("*/hparams.yml")
+    settings = yaml.safe_load(file.read_text())
+    assert (settings["learning_rate"], settings["max_train_steps"], settings["mixed_precision"]) == (1e-3, 2, "no")
+    assert not (tmp_path / "run" / "logs").exists()
 
 
 # ---- progress and best --------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def export_onnx(
         InputError: the packages that write ONNX are not installed.
     """
     if find_spec("onnxscript") is None:
-        raise InputError("the export needs further packages: pip install 'vq-ihdm[onnx]'")
+        raise InputError("the export needs further packages: pip install -e '.[onnx]'")
     config, prior, two = pipeline.denoiser.config, pipeline.prior, 2  # a batch of one would be taken for a constant
     temperature = pipeline.scheduler.config.temperature if temperature is None else temperature
     top_p = pipeline.scheduler.config.top_p if top_p is None else top_p

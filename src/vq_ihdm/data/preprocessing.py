@@ -1,4 +1,4 @@
-"""What can be done to a volume before its intensities are windowed: `pip install 'vq-ihdm[data]'`."""
+"""What can be done to a volume before its intensities are windowed: `pip install -e '.[data]'`."""
 
 import nibabel as nib
 import numpy as np

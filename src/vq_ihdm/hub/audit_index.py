@@ -26,14 +26,15 @@ def audit_index(splits: DatasetDict) -> dict[str, torch.Tensor]:
 
     Returns:
         `training` (N, P) uint8, the thumbnails; `held_out` (M,), the root-mean-square grey-level distance of each
-        validation slice to the nearest of them; `pool`, the reduction.
+        validation slice or its mirror image, whichever is nearer, to the nearest of them; `pool`, the reduction.
     """
-    training = thumbnails(splits["train"])
-    distances = torch.cdist(thumbnails(splits["validation"]), training).amin(1) / training.shape[1] ** 0.5
+    training, held_out = thumbnails(splits["train"]).flatten(1), thumbnails(splits["validation"])
+    nearest = [torch.cdist(view.flatten(1), training).amin(1) for view in (held_out, held_out.flip(-1))]
+    distances = torch.minimum(*nearest) / training.shape[1] ** 0.5
     return {"training": training.to(torch.uint8), "held_out": distances, "pool": torch.tensor(POOL)}
 
 
 def thumbnails(split: Dataset) -> torch.Tensor:
-    """(N, P) grey levels in 0..255, as whole numbers, of the slices reduced `POOL`-fold."""
+    """(N, 1, h, w) grey levels in 0..255, as whole numbers, of the slices reduced `POOL`-fold."""
     slices = SliceTensors(split)
-    return torch.stack([(F.avg_pool2d(slices[i], POOL).flatten() * 127.5 + 127.5).round() for i in range(len(slices))])
+    return torch.stack([(F.avg_pool2d(slices[i], POOL) * 127.5 + 127.5).round() for i in range(len(slices))])

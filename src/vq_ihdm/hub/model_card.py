@@ -28,8 +28,8 @@ SOURCES = {source.name: source for source in (ADNI, IXI, OASIS1, OWN, TEMPLATE)}
 UNITS = {"usage": ("share of codes in use", "{:.0%}"), "perplexity": ("perplexity of the codes", "{:.0f}")}
 MEASURES = {"l1": "L1 (grey values in [-1, 1])", "lpips": "LPIPS", "cross_entropy": "cross-entropy (nats a code)"}
 METHODS = {
-    "VQIHDMPipeline": "Discrete VQ-IHDM: blurry code embeddings from a prior, sharp codes in one evaluation of a BERT "
-    "denoiser, pixels from the decoder of a VQGAN",
+    "VQIHDMPipeline": "Discrete VQ-IHDM: blurry code embeddings from a prior, sharp codes in one evaluation or few of "
+    "a BERT denoiser, pixels from the decoder of a VQGAN",
     "AbsorbingDiffusionPipeline": "absorbing diffusion over the codes of a VQGAN, a baseline of Discrete VQ-IHDM",
     "LatentDiffusionPipeline": "diffusion over the latents of a VQGAN, a baseline of Discrete VQ-IHDM",
 }
