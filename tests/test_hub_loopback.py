@@ -250,6 +250,18 @@ def test_a_prior_of_scans_leaves_only_where_they_may_be_passed_on(
         assert ("model", name) not in hub.repositories
 
 
+def test_without_the_package_a_prior_of_scans_does_not_leave(
+    hub: HubServer, stranger: HubClient, model: Path, tmp_path: Path
+):
+    fitted_prior("slice").save_pretrained(model / "prior")
+    stranger.run(WITHOUT_PACKAGE.format(str(model)))
+    saved = f"pipe.save_pretrained({str(tmp_path / 'saved')!r}, push_to_hub=True, repo_id='tester/away')"
+    for push in ("pipe.push_to_hub('tester/away')", saved):
+        with pytest.raises(RemoteError, match="ValueError.*blurred training images"):
+            stranger.run(push)
+    assert ("model", "tester/away") not in hub.repositories
+
+
 def test_a_failed_audit_holds_for_push_to_hub_too(hub: HubServer, author: HubClient, model: Path):
     memorising(model)
     author.run(WITH_PACKAGE.format(str(model)))

@@ -139,13 +139,35 @@ class StandalonePipeline(DiffusionPipeline):
         (folder / f"{module}.py").write_text(Path(sys.modules[cls.__module__].__file__).read_text())
         return [module, cls.__name__]
 
-    def save_pretrained(self, save_directory: str | os.PathLike, private: bool = True, **kwargs) -> None:
-        """As `DiffusionPipeline.save_pretrained`; a repository that `push_to_hub` makes is private."""
-        super().save_pretrained(save_directory, private=private, **kwargs)
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, private: bool = True, push_to_hub: bool = False, **kwargs
+    ) -> None:
+        """As `DiffusionPipeline.save_pretrained`; a repository that `push_to_hub` makes is private.
+
+        Raises:
+            ValueError: with `push_to_hub`, the prior is made of training images.
+        """
+        if push_to_hub:
+            self.refuse_training_images()
+        super().save_pretrained(save_directory, private=private, push_to_hub=push_to_hub, **kwargs)
 
     def push_to_hub(self, repo_id: str, private: bool = True, **kwargs) -> str:
-        """As `DiffusionPipeline.push_to_hub`; a new repository is private."""
+        """As `DiffusionPipeline.push_to_hub`; a new repository is private.
+
+        Raises:
+            ValueError: the prior is made of training images.
+        """
+        self.refuse_training_images()
         return super().push_to_hub(repo_id, private=private, **kwargs)
+
+    def refuse_training_images(self) -> None:
+        """Refuse to publish a prior of training images: nothing here says whether they may be passed on."""
+        prior = self.components.get("prior")
+        if prior is not None and prior.config.kind != "mixture":
+            raise ValueError(
+                "the prior is made of blurred training images; publish.py of vq-ihdm publishes it where these may be "
+                "passed on"
+            )
 
 
 """What a call of the pipelines of all systems shares: how many images, whose random numbers, which output."""
