@@ -22,7 +22,7 @@ AS_PUBLISHED = [
     "--num_inference_steps", "1", "--neighbourhood_size", "1",
 ]  # fmt: skip
 ROOT = Path(__file__).resolve().parents[1]
-PLACES = {"work_dir", "output_dir", "trainings"}  # flags that change no figure
+PLACES = {"work_dir", "output_dir", "trainings", "ablations"}  # flags that change no figure
 
 
 def add_benchmark_arguments(parser: argparse.ArgumentParser, name: str) -> None:

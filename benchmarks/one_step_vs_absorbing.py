@@ -110,6 +110,10 @@ SYSTEMS = [
         for steps in (8, 16)
     ],
     *[System("latent diffusion", "ldm", steps) for steps in (10, 20, 50)],
+]
+
+# Where the loss arises: each part replaced or varied in turn.
+ABLATIONS = [
     System("true u_T of held-out slices", "default", 1, prior="truth"),
     System("sigma 24, mixture prior", "paper", 1, prior={"kind": "mixture"}),
     System("sigma 3", "sigma3", 1),
@@ -142,6 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=[0],
         help="of the two main systems, at some numbers of steps; the others have the first",
     )
+    add("--ablations", action="store_true", help="vary prior, sigma, delta and temperature, too")
     add("--trainings", nargs="+", choices=[t.name for t in TRAININGS], help="only the systems of these networks")
     return parser
 
@@ -172,7 +177,8 @@ def main() -> None:
     args = build_parser().parse_args()
     check_settings(args)
     reference = load_reference(args)
-    systems = [s for s in SYSTEMS if args.trainings is None or s.training in args.trainings]
+    systems = [*SYSTEMS, *ABLATIONS] if args.ablations else SYSTEMS
+    systems = [s for s in systems if args.trainings is None or s.training in args.trainings]
     several = {s for s in systems if (s.label, s.num_inference_steps) in REPEATED}
     seeds = {s: args.training_seeds if s in several else args.training_seeds[:1] for s in systems}
     runs = [(system, seed) for system in systems for seed in seeds[system]]

@@ -101,7 +101,7 @@ def test_table_1_has_every_system_and_goes_on_where_it_was_killed(benchmark, tmp
 
 def test_one_step_and_its_ablations(benchmark, vqgan_run):
     flags = ("--vqvae", vqgan_run / "best", "--train_steps", 12, "--trainings", "default", "absorbing", "ldm")
-    _, results = benchmark("one_step_vs_absorbing.py", *flags, "--training_seeds", 0, 1)
+    _, results = benchmark("one_step_vs_absorbing.py", *flags, "--training_seeds", 0, 1, "--ablations")
     content = json.loads((results / "results.json").read_text())
     rows = {(row["label"], row["num_inference_steps"], row["training_seed"]): row for row in content}
     assert {steps for label, steps, _ in rows if label == "absorbing diffusion"} == {1, 10, 50, 100, 200, 256}
