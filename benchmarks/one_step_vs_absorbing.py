@@ -246,7 +246,7 @@ def write_results(folder: Path, rows: list[list[dict]], args: argparse.Namespace
     second_stage, pairs = (figures[name]["ceiling"] for name in ("second_stage_kid", "known_pairs"))
     names = ("config", "train_steps", "mixed_precision", "num_images", "seed")
     flags = " ".join(f"--{name} {getattr(args, name)}" for name in names)
-    seeds = " ".join(map(str, args.training_seeds))
+    seeds = " ".join(map(str, args.training_seeds)) + " --ablations" * args.ablations
     lines = [
         "# One step of VQ-IHDM against absorbing diffusion",
         "",
