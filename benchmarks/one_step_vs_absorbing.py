@@ -97,6 +97,7 @@ TRAININGS = [
 SYSTEMS = [
     System("paper: one blurred slice, sigma 24", "paper", 1),
     *[System("default", "default", steps) for steps in (1, 2, 4, 8)],
+    *[System("default, temperature 0.8", "default", steps, sampling={"temperature": 0.8}) for steps in (1, 4)],
     *[System("absorbing diffusion", "absorbing", steps) for steps in ABSORBING_STEPS],
     System("absorbing diffusion, temperature 0.8", "absorbing", 256, sampling={"temperature": 0.8}),
     *[
@@ -126,7 +127,7 @@ ABLATIONS = [
     ],
     System("prior: one blurred slice", "default", 1, {"kind": "slice"}),
     System("prior: blurred training images", "default", 1, {"kind": "images"}),
-    *[System(f"temperature {t}", "default", 1, sampling={"temperature": t}) for t in (0.0, 0.8)],
+    System("temperature 0", "default", 1, sampling={"temperature": 0.0}),
 ]
 
 # Whose contact sheets are kept beside the table.
