@@ -233,7 +233,8 @@ def write_results(folder: Path, rows: list[list[dict]], args: argparse.Namespace
     strip = [*((MAIN[1], steps) for steps in ABSORBING_STEPS), (SYSTEMS[0].label, 1), SHOWN[0]]
     height, width = reference.held_out.images.shape[1:]
     first = [np.array(Image.open(sheets[name]))[:height, :width] for name in strip if name in sheets]
-    save_picture(contact_sheet(np.stack(first), len(first)), folder / "first_samples.png")
+    if first:
+        save_picture(contact_sheet(np.stack(first), len(first)), folder / "first_samples.png")
     for name in SHOWN:
         if name in sheets:
             shutil.copy(sheets[name], folder)
@@ -362,7 +363,8 @@ def plot(rows: list[list[dict]]) -> Figure:
                 line = [trainings for trainings in rows if trainings[0]["label"] == label]
                 values = [estimate_of(trainings, name).value * scale for trainings in line]
                 costs = [np.mean([row[cost] for row in trainings]) for trainings in line]
-                axes[i, j].plot(costs, values, style, label=label)
+                if line:
+                    axes[i, j].plot(costs, values, style, label=label)
             for side, style in (("ceiling", "--"), ("floor", ":")):
                 real = rows[0][0]["figures"][name][side]
                 if real is not None:
