@@ -248,7 +248,8 @@ def write_results(folder: Path, rows: list[list[dict]], args: argparse.Namespace
     second_stage, pairs = (figures[name]["ceiling"] for name in ("second_stage_kid", "known_pairs"))
     names = ("config", "train_steps", "mixed_precision", "num_images", "seed")
     flags = " ".join(f"--{name} {getattr(args, name)}" for name in names)
-    seeds = " ".join(map(str, args.training_seeds)) + " --ablations" * args.ablations
+    seeds = " ".join(map(str, args.training_seeds))
+    ablations = " --ablations" if args.ablations else ""
     lines = [
         "# One step of VQ-IHDM against absorbing diffusion",
         "",
@@ -265,8 +266,8 @@ def write_results(folder: Path, rows: list[list[dict]], args: argparse.Namespace
         f"{with_interval(second_stage, 1e3)}, known pairs {with_interval(pairs)}. Against the scans themselves real "
         f"training images have (floor) {floor}, and decoded codes of theirs (ceiling) {ceiling}.",
         "",
-        f"Command: `python benchmarks/one_step_vs_absorbing.py {flags} --training_seeds {seeds} --dataset_name ... "
-        f"--vqvae ...`, on {machine()}.",
+        f"Command: `python benchmarks/one_step_vs_absorbing.py {flags} --training_seeds {seeds}{ablations} "
+        f"--dataset_name ... --vqvae ...`, on {machine()}.",
         "",
         "Evaluations: a step of absorbing diffusion that reveals no code of an image needs none of the network.",
         "",

@@ -59,32 +59,19 @@ class StandalonePipeline(DiffusionPipeline):
         (folder / f"{module}.py").write_text(Path(sys.modules[cls.__module__].__file__).read_text())
         return [module, cls.__name__]
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike, private: bool = True, push_to_hub: bool = False, **kwargs
-    ) -> None:
-        """As `DiffusionPipeline.save_pretrained`; a repository that `push_to_hub` makes is private.
-
-        Raises:
-            ValueError: with `push_to_hub`, the prior is made of training images.
-        """
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """As `DiffusionPipeline.save_pretrained`; a repository that `push_to_hub` makes is private."""
         if push_to_hub:
             self.refuse_training_images()
-        super().save_pretrained(save_directory, private=private, push_to_hub=push_to_hub, **kwargs)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **({"private": True} | kwargs))
 
     def push_to_hub(self, repo_id: str, private: bool = True, **kwargs) -> str:
-        """As `DiffusionPipeline.push_to_hub`; a new repository is private.
-
-        Raises:
-            ValueError: the prior is made of training images.
-        """
+        """As `DiffusionPipeline.push_to_hub`; a new repository is private."""
         self.refuse_training_images()
         return super().push_to_hub(repo_id, private=private, **kwargs)
 
     def refuse_training_images(self) -> None:
-        """Refuse to publish a prior of training images: nothing here says whether they may be passed on."""
+        """Raise a ValueError for a prior of training images: nothing here says whether they may be passed on."""
         prior = self.components.get("prior")
         if prior is not None and prior.config.kind != "mixture":
-            raise ValueError(
-                "the prior is made of blurred training images; publish.py of vq-ihdm publishes it where these may be "
-                "passed on"
-            )
+            raise ValueError("the prior is made of blurred training images; only publish.py of vq-ihdm can publish it")

@@ -50,9 +50,8 @@ class TokenPipeline(SlicePipeline):
         if output_type == "latent":
             images = code_indices
         else:
-            device = code_indices.device
-            parts = [decode_codes(self.vqvae, codes, device).cpu() for codes in code_indices.split(chunk_size)]
-            decoded = torch.cat(parts)
+            chunks = code_indices.split(chunk_size)
+            decoded = torch.cat([decode_codes(self.vqvae, codes, codes.device).cpu() for codes in chunks])
             (images,) = self.to_output(decoded, output_type, return_dict=False)
         self.maybe_free_model_hooks()
         return ConditionalOutput(images=images, covariates=covariates) if return_dict else (images,)

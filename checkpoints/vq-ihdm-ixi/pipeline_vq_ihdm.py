@@ -59,7 +59,7 @@ CPU_BATCH = 8
 def encode_images(vqvae: VQModel, images: torch.Tensor) -> torch.LongTensor:
     """(B, 1, H, W) in [-1, 1] -> (B, h, w) code indices."""
     parts = []
-    for batch in images.split(batch_size(len(images), images.device)):
+    for batch in images.split(CPU_BATCH if images.device.type == "cpu" else len(images)):
         latents = vqvae.encode(batch).latents
         parts.append(vqvae.quantize(latents)[2][2].view(len(batch), *latents.shape[2:]))
     return torch.cat(parts)
@@ -73,13 +73,8 @@ def decode_codes(vqvae: VQModel, code_indices: torch.LongTensor, device: torch.d
         device: where the VQGAN decodes. Under `enable_model_cpu_offload` it comes there no earlier than `decode` is
             called, and its codebook is still elsewhere.
     """
-    batches = code_indices.split(batch_size(len(code_indices), device))
+    batches = code_indices.split(CPU_BATCH if device.type == "cpu" else len(code_indices))
     return torch.cat([decode_batch(vqvae, batch, device) for batch in batches])
-
-
-def batch_size(num_images: int, device: torch.device) -> int:
-    """How many of so many images are worked on at a time."""
-    return CPU_BATCH if device.type == "cpu" else num_images
 
 
 def decode_batch(vqvae: VQModel, code_indices: torch.LongTensor, device: torch.device) -> torch.Tensor:
@@ -139,35 +134,22 @@ class StandalonePipeline(DiffusionPipeline):
         (folder / f"{module}.py").write_text(Path(sys.modules[cls.__module__].__file__).read_text())
         return [module, cls.__name__]
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike, private: bool = True, push_to_hub: bool = False, **kwargs
-    ) -> None:
-        """As `DiffusionPipeline.save_pretrained`; a repository that `push_to_hub` makes is private.
-
-        Raises:
-            ValueError: with `push_to_hub`, the prior is made of training images.
-        """
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """As `DiffusionPipeline.save_pretrained`; a repository that `push_to_hub` makes is private."""
         if push_to_hub:
             self.refuse_training_images()
-        super().save_pretrained(save_directory, private=private, push_to_hub=push_to_hub, **kwargs)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **({"private": True} | kwargs))
 
     def push_to_hub(self, repo_id: str, private: bool = True, **kwargs) -> str:
-        """As `DiffusionPipeline.push_to_hub`; a new repository is private.
-
-        Raises:
-            ValueError: the prior is made of training images.
-        """
+        """As `DiffusionPipeline.push_to_hub`; a new repository is private."""
         self.refuse_training_images()
         return super().push_to_hub(repo_id, private=private, **kwargs)
 
     def refuse_training_images(self) -> None:
-        """Refuse to publish a prior of training images: nothing here says whether they may be passed on."""
+        """Raise a ValueError for a prior of training images: nothing here says whether they may be passed on."""
         prior = self.components.get("prior")
         if prior is not None and prior.config.kind != "mixture":
-            raise ValueError(
-                "the prior is made of blurred training images; publish.py of vq-ihdm publishes it where these may be "
-                "passed on"
-            )
+            raise ValueError("the prior is made of blurred training images; only publish.py of vq-ihdm can publish it")
 
 
 """What a call of the pipelines of all systems shares: how many images, whose random numbers, which output."""
@@ -277,9 +259,8 @@ class TokenPipeline(SlicePipeline):
         if output_type == "latent":
             images = code_indices
         else:
-            device = code_indices.device
-            parts = [decode_codes(self.vqvae, codes, device).cpu() for codes in code_indices.split(chunk_size)]
-            decoded = torch.cat(parts)
+            chunks = code_indices.split(chunk_size)
+            decoded = torch.cat([decode_codes(self.vqvae, codes, codes.device).cpu() for codes in chunks])
             (images,) = self.to_output(decoded, output_type, return_dict=False)
         self.maybe_free_model_hooks()
         return ConditionalOutput(images=images, covariates=covariates) if return_dict else (images,)

@@ -12,7 +12,7 @@ CPU_BATCH = 8
 def encode_images(vqvae: VQModel, images: torch.Tensor) -> torch.LongTensor:
     """(B, 1, H, W) in [-1, 1] -> (B, h, w) code indices."""
     parts = []
-    for batch in images.split(batch_size(len(images), images.device)):
+    for batch in images.split(CPU_BATCH if images.device.type == "cpu" else len(images)):
         latents = vqvae.encode(batch).latents
         parts.append(vqvae.quantize(latents)[2][2].view(len(batch), *latents.shape[2:]))
     return torch.cat(parts)
@@ -26,13 +26,8 @@ def decode_codes(vqvae: VQModel, code_indices: torch.LongTensor, device: torch.d
         device: where the VQGAN decodes. Under `enable_model_cpu_offload` it comes there no earlier than `decode` is
             called, and its codebook is still elsewhere.
     """
-    batches = code_indices.split(batch_size(len(code_indices), device))
+    batches = code_indices.split(CPU_BATCH if device.type == "cpu" else len(code_indices))
     return torch.cat([decode_batch(vqvae, batch, device) for batch in batches])
-
-
-def batch_size(num_images: int, device: torch.device) -> int:
-    """How many of so many images are worked on at a time."""
-    return CPU_BATCH if device.type == "cpu" else num_images
 
 
 def decode_batch(vqvae: VQModel, code_indices: torch.LongTensor, device: torch.device) -> torch.Tensor:
