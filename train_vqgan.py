@@ -4,11 +4,12 @@
 
 The generator is a diffusers `VQModel` trained by
 
-    L = |x - x^| + w_p LPIPS(x, x^) + L_vq (eq. 4) + lambda w_d L_GAN,
+    L = |x - x^| + w_p LPIPS(x, x^) + w_t L_texture(x, x^) + L_vq (eq. 4) + lambda w_d L_GAN,
 
-the discriminator by the hinge loss: on the features that LPIPS computes anyway (`projected`), or as the PatchGAN of the
-original on augmented pixels (`patch`). With --pretrained_model_name_or_path a trained VQModel learns on; with
---train_decoder_only its codes stay what they are, so that a denoiser trained on them stays valid.
+where L_texture compares the Gram matrices of LPIPS' features. The discriminator is trained by the hinge loss: on the
+features that LPIPS computes anyway (`projected`), or as the PatchGAN of the original on augmented pixels (`patch`).
+With --pretrained_model_name_or_path a trained VQModel learns on; with --train_decoder_only its codes stay what they are,
+so that a denoiser trained on them stays valid.
 
 Under --output_dir the script leaves `checkpoint-<step>/` to resume from, `best/` (the averaged VQModel with the lowest
 held-out L1 + LPIPS), `last/` (that of the last step), both with record and card, `reconstructions.png`, `config.json`
@@ -73,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--perceptual", choices=["vgg", "alex", "none"], default="vgg", help="trunk of the LPIPS loss")
     add("--perceptual_weights", help="safetensors of the trunk, where torchvision cannot download it")
     add("--perceptual_weight", type=non_negative_float, default=1.0)
+    add("--texture_weight", type=non_negative_float, default=0.0, help="of the Gram matrices of LPIPS' features")
     add("--perceptual_crop_size", type=positive_int, help="LPIPS on one random window of each image: cheaper")
     add(
         "--discriminator",
@@ -119,7 +121,8 @@ def main() -> None:
     discriminator, optimizer_d = accelerator.prepare(discriminator, optimizer_d)
     unwrapped_g, unwrapped_d = accelerator.unwrap_model(generator), accelerator.unwrap_model(discriminator)
     last_layer, window_size = unwrapped_g.vq_model.decoder.conv_out, args.perceptual_crop_size or max(size)
-    criterion = Criterion(unwrapped_d, last_layer, perceptual, window_size, args.perceptual_weight, args.disc_weight)
+    weights = args.perceptual_weight, args.texture_weight, args.disc_weight
+    criterion = Criterion(unwrapped_d, last_layer, perceptual, window_size, *weights)
     codebook, averaged_codebook = (g.vq_model.quantize.embedding for g in (unwrapped_g, ema.module))
     codebook_learns = not args.train_decoder_only
     usage, epoch_usage = (CodeUsage(len(codebook.weight), device) for _ in range(2))
@@ -196,6 +199,8 @@ def make_networks(
             "--discriminator projected judges by the features of --perceptual, which is none; name a trunk, or choose "
             "--discriminator patch"
         )
+    if args.texture_weight and args.perceptual == "none":
+        raise InputError("--texture_weight needs the features of --perceptual, which is none; name a trunk")
     if args.pretrained_model_name_or_path is not None:
         vq_model = load_vq_model(args.pretrained_model_name_or_path)
     else:

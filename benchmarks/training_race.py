@@ -91,6 +91,7 @@ def vqgan_contestants(script: dict[str, Any], args: argparse.Namespace, size: tu
         perceptual,
         args.perceptual_crop_size or max(size),
         args.perceptual_weight,
+        args.texture_weight,
         args.disc_weight,
     )
     optimizer_g = torch.optim.Adam(generator.parameters(), lr=args.learning_rate, betas=(0.5, 0.9))

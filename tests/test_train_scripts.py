@@ -116,6 +116,8 @@ def test_mistakes_about_the_data(vqgan, ihdm, tmp_path, template_set, tiny_prese
 
 def test_mistakes_about_paths(ihdm, vqgan, vqgan_run, tmp_path):
     assert "holds no VQModel" in refusal(ihdm, "--vqvae", tmp_path / "missing")
+    without = ("--perceptual", "none", "--discriminator", "patch", "--texture_weight", 1)
+    assert "--texture_weight needs the features of --perceptual" in refusal(vqgan, *without)
     assert "--discriminator patch" in refusal(vqgan, "--perceptual", "none")
     assert "needs --pretrained_model_name_or_path" in refusal(vqgan, "--train_decoder_only")
     assert "cannot be read as safetensors" in refusal(vqgan, "--perceptual_weights", tmp_path / "missing")

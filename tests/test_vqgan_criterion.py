@@ -10,7 +10,8 @@ from vq_ihdm.vqgan.losses import discriminator_loss, hinge_loss_generator
 from vq_ihdm.vqgan.perceptual import PerceptualLoss
 from vq_ihdm.vqgan.projected_discriminator import ProjectedDiscriminator
 
-DISC_WEIGHT = 0.8
+TEXTURE_WEIGHT, DISC_WEIGHT = 0.25, 0.8
+WEIGHTS = {"l1": 1, "lpips": 0.5, "texture": TEXTURE_WEIGHT}
 
 
 @pytest.fixture(params=["patch", "projected"])
@@ -22,7 +23,7 @@ def parts(request, trunk):
         perceptual = PerceptualLoss("alex", trunk)
         discriminator = ProjectedDiscriminator(perceptual.feature_channels, 8).eval()
     vqvae = tiny_vq_model()
-    criterion = Criterion(discriminator, vqvae.decoder.conv_out, perceptual, 32, 0.5, DISC_WEIGHT)
+    criterion = Criterion(discriminator, vqvae.decoder.conv_out, perceptual, 32, 0.5, TEXTURE_WEIGHT, DISC_WEIGHT)
     output = vqvae.decode(torch.randn(2, CODE_DIM, 8, 8), force_not_quantize=True).sample
     return criterion, torch.rand(2, 1, 32, 32) * 2 - 1, output.detach().requires_grad_()
 
@@ -32,10 +33,10 @@ def test_before_the_discriminator_trains_nothing_is_prepared_for_it(parts):
     criterion, images, output = parts
     before = torch.get_rng_state()
     gradient, losses, judged = criterion(images, output, judging=False, adversarial=False)
-    assert judged is None and losses.keys() <= {"l1", "lpips"}
+    assert judged is None and losses.keys() <= {"l1", "lpips", "texture"}
     if criterion.perceptual is None:
         assert torch.equal(torch.get_rng_state(), before)
-    expected = sum(weight * losses[name] for name, weight in (("l1", 1), ("lpips", 0.5)) if name in losses)
+    expected = sum(weight * losses[name] for name, weight in WEIGHTS.items() if name in losses)
     torch.testing.assert_close(gradient, *torch.autograd.grad(expected, output))
 
 

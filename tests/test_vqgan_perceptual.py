@@ -62,3 +62,15 @@ def test_a_wrong_trunk_is_refused_in_one_sentence(trunk, tmp_path):
         with pytest.raises(InputError, match="cannot be read") as error:
             PerceptualLoss("alex", str(path))
         assert "\n" not in str(error.value)
+
+
+def test_texture_is_what_is_there_wherever_it_is(perceptual):
+    torch.manual_seed(0)
+    noise = torch.rand(2, 1, 64, 64) * 2 - 1
+    features = perceptual.features(noise)
+    assert perceptual.texture(features, features) == 0
+    elsewhere, smooth = perceptual.features(noise.roll((16, 16), (2, 3))), perceptual.features(noise * 0.3)
+    assert perceptual.texture(features, elsewhere) < 0.25 * perceptual.texture(features, smooth)
+    assert perceptual.distance(features, elsewhere) > 0.5 * perceptual.distance(features, smooth)  # LPIPS minds
+    shuffled = [maps.flatten(2)[..., torch.randperm(maps[0, 0].numel())].view_as(maps) for maps in features]
+    torch.testing.assert_close(perceptual.texture(features, shuffled), torch.tensor(0.0), atol=1e-5, rtol=0)

@@ -1,4 +1,4 @@
-"""What a reconstruction is told: the gradient of L1 + w_p LPIPS + lambda w_d L_GAN with respect to its pixels."""
+"""What a reconstruction is told: the gradient of L1 + w_p LPIPS + w_t L_texture + lambda w_d L_GAN by its pixels."""
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ class Criterion:
         last_layer: of the decoder, where the adaptive weight lambda compares both gradients.
         perceptual: LPIPS, or None to do without.
         window_size: side of the window of each image that `perceptual` sees, in pixels.
-        perceptual_weight, disc_weight: w_p and w_d.
+        perceptual_weight, texture_weight, disc_weight: w_p, w_t and w_d; 0 for w_t does without.
     """
 
     def __init__(
@@ -28,10 +28,12 @@ class Criterion:
         perceptual: PerceptualLoss | None,
         window_size: int,
         perceptual_weight: float,
+        texture_weight: float,
         disc_weight: float,
     ):
         self.discriminator, self.last_layer, self.perceptual = discriminator, last_layer, perceptual
-        self.window_size, self.perceptual_weight, self.disc_weight = window_size, perceptual_weight, disc_weight
+        self.window_size, self.perceptual_weight = window_size, perceptual_weight
+        self.texture_weight, self.disc_weight = texture_weight, disc_weight
         last_layer.register_forward_pre_hook(lambda _, inputs: setattr(self, "last_input", inputs[0].detach()))
 
     def __call__(
@@ -57,6 +59,9 @@ class Criterion:
             fake = self.perceptual.features(crop(output, windows))
             losses["lpips"] = self.perceptual.distance(real, fake)
             reconstruction_loss = reconstruction_loss + self.perceptual_weight * losses["lpips"]
+            if self.texture_weight:
+                losses["texture"] = self.perceptual.texture(real, fake)
+                reconstruction_loss = reconstruction_loss + self.texture_weight * losses["texture"]
         (gradient,) = torch.autograd.grad(reconstruction_loss, output, retain_graph=True)
         if not judging:
             return gradient, losses, None
