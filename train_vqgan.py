@@ -8,8 +8,8 @@ The generator is a diffusers `VQModel` trained by
 
 where L_texture compares the Gram matrices of LPIPS' features. The discriminator is trained by the hinge loss: on the
 features that LPIPS computes anyway (`projected`), or as the PatchGAN of the original on augmented pixels (`patch`).
-With --pretrained_model_name_or_path a trained VQModel learns on; with --train_decoder_only its codes stay what they are,
-so that a denoiser trained on them stays valid.
+With --pretrained_model_name_or_path a trained VQModel learns on; with --train_decoder_only its codes stay what they
+are, so that a denoiser trained on them stays valid.
 
 Under --output_dir the script leaves `checkpoint-<step>/` to resume from, `best/` (the averaged VQModel with the lowest
 held-out L1 + LPIPS), `last/` (that of the last step), both with record and card, `reconstructions.png`, `config.json`
