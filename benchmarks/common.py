@@ -94,11 +94,15 @@ def with_interval(estimate: dict, scale: float = 1) -> str:
 
 def without_half_samples(figures: dict[str, dict]) -> dict[str, dict]:
     """Figures as results are published: without the values on each half-sample, which only differences need."""
+    return {
+        name: {part: without_resampled(side) if isinstance(side, dict) else side for part, side in figure.items()}
+        for name, figure in figures.items()
+    }
 
-    def side(estimate):
-        return {k: v for k, v in estimate.items() if k != "resampled"} if isinstance(estimate, dict) else estimate
 
-    return {name: {part: side(content) for part, content in figure.items()} for name, figure in figures.items()}
+def without_resampled(estimate: dict) -> dict:
+    """An estimate without its values on each half-sample."""
+    return {name: content for name, content in estimate.items() if name != "resampled"}
 
 
 def machine() -> str:

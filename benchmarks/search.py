@@ -11,7 +11,16 @@ import argparse
 import json
 from dataclasses import asdict
 
-from common import add_benchmark_arguments, check_settings, load_reference, machine, shared_flags, train, with_interval
+from common import (
+    add_benchmark_arguments,
+    check_settings,
+    load_reference,
+    machine,
+    shared_flags,
+    train,
+    with_interval,
+    without_resampled,
+)
 from diffusers import DiffusionPipeline
 from one_step_vs_absorbing import TRAININGS, Training
 
@@ -97,8 +106,7 @@ class Trials:
         images, _, seconds = draw_images(pipe, self.args.num_images, self.args.seed, **way)
         real = ImageSet(self.tokenized.held_out, reference.held_out.subjects)
         estimate = reference.fidelity(independent(images), real)["kid", reference.networks[0].name]
-        kid = {name: content for name, content in asdict(estimate).items() if name != "resampled"}
-        return {"second_stage_kid": kid, "seconds": seconds}
+        return {"second_stage_kid": without_resampled(asdict(estimate)), "seconds": seconds}
 
 
 def value(row: dict) -> float:
