@@ -36,6 +36,7 @@ SENSIBLE = {
         "dataloader_num_workers",  # the main process reads
         "dead_code_steps",
         "perceptual_weight",
+        "texture_weight",
         "disc_weight",
         "disc_start",
         "disc_warmup_steps",
