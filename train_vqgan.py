@@ -30,7 +30,7 @@ from vq_ihdm.errors import InputError
 from vq_ihdm.errors import run as run_script
 from vq_ihdm.hub.model_card import write_model_card
 from vq_ihdm.hub.publishing import push
-from vq_ihdm.hub.record import data_facts, read_record, stage_record, write_record
+from vq_ihdm.hub.record import data_facts, stage_record, tokenizer_stages, write_record
 from vq_ihdm.pictures import reconstruction_sheet
 from vq_ihdm.training.config import add_training_arguments, parse_args
 from vq_ihdm.training.preparation import make_accelerator, make_scheduler, prepare_network
@@ -250,8 +250,8 @@ def describe_and_publish(run: TrainingRun, about_data: dict) -> None:
     What was known of a model they learnt on from is taken over.
     """
     args = run.args
-    earlier = args.pretrained_model_name_or_path and read_record(args.pretrained_model_name_or_path)
-    stages = [stage for stage in earlier["stages"] if "num_vq_embeddings" in stage["settings"]] if earlier else []
+    earlier = args.pretrained_model_name_or_path
+    stages = tokenizer_stages(earlier) if earlier else []
     for folder in (run.best_folder, run.output_dir / "last"):
         metrics = json.loads((folder / "metrics.json").read_text())
         write_record(folder, about_data, [*stages, stage_record(args, metrics)])

@@ -231,9 +231,10 @@ def write_results(folder: Path, rows: list[list[dict]], args: argparse.Namespace
         sheets[system.label, system.num_inference_steps] = args.work_dir / "systems" / f"{key}.png"
     # The paper's Table 2: one sample of absorbing diffusion at growing numbers of steps from one seed, then ours.
     strip = [*((MAIN[1], steps) for steps in ABSORBING_STEPS), (SYSTEMS[0].label, 1), SHOWN[0]]
+    strip = [name for name in strip if name in sheets]
     height, width = reference.held_out.images.shape[1:]
-    first = [np.array(Image.open(sheets[name]))[:height, :width] for name in strip if name in sheets]
-    if first:
+    if strip:
+        first = [np.array(Image.open(sheets[name]))[:height, :width] for name in strip]
         save_picture(contact_sheet(np.stack(first), len(first)), folder / "first_samples.png")
     for name in SHOWN:
         if name in sheets:
@@ -275,13 +276,10 @@ def write_results(folder: Path, rows: list[list[dict]], args: argparse.Namespace
         "",
         *comparison(rows),
         "![Quality against cost](quality_against_cost.png)",
-        "",
-        f"The first sample of seed {args.seed}: absorbing diffusion in "
-        + ", ".join(map(str, ABSORBING_STEPS))
-        + " steps, the paper's setting in one, ours in one.",
-        "",
-        "![First samples](first_samples.png)",
     ]
+    if strip:
+        named = ", ".join(f"{label} in {steps}" for label, steps in strip)
+        lines += ["", f"The first sample of seed {args.seed}: {named}.", "", "![First samples](first_samples.png)"]
     (folder / "README.md").write_text("\n".join(lines) + "\n")
 
 

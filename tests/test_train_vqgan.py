@@ -62,7 +62,7 @@ def test_a_vqgan_learns_on_from_a_model_or_a_pipeline(vqgan, vqgan_run, ihdm_run
             "--pretrained_model_name_or_path", place, "--learning_rate", 1e-12, "--num_vq_embeddings", 8,
             "--block_out_channels", *[8] * 7, "--max_train_steps", 2, output_dir=tmp_path / place.name,
         )
-        for place in (vqgan_run / "best", ihdm_run / "pipeline")
+        for place in (vqgan_run / "best", ihdm_run / "pipeline", ihdm_run / "pipeline" / "vqvae")
     ]  # fmt: skip
     for folder in folders:  # the record goes on where that of the model ends
         stages = json.loads((folder / "best" / "training.json").read_text())["stages"]

@@ -13,7 +13,7 @@ from ..pipelines.token_pipeline import TokenPipeline
 from .audit_index import write_audit_index
 from .model_card import write_model_card
 from .publishing import push
-from .record import data_facts, read_record, stage_record, write_record
+from .record import data_facts, stage_record, tokenizer_stages, write_record
 
 
 def save_trained_pipeline(
@@ -59,7 +59,6 @@ def describe(
     if data["redistribution"]:
         write_audit_index(folder, splits)
     if isinstance(pipeline, TokenPipeline):
-        tokenizer = read_record(args.vqvae)
-        stages = (tokenizer["stages"] if tokenizer else []) + stages
+        stages = tokenizer_stages(args.vqvae) + stages
     write_record(folder, data, stages)
     write_model_card(folder, name="pipeline")

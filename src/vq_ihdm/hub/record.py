@@ -125,6 +125,14 @@ def read_record(path_or_id: str | os.PathLike) -> dict[str, Any] | None:
     return record
 
 
+def tokenizer_stages(path_or_id: str | os.PathLike) -> list[dict[str, Any]]:
+    """The trainings of a VQModel: a model folder or Hub id, a pipeline that has one, or its folder in a pipeline's."""
+    path = Path(path_or_id)
+    in_pipeline = (path.parent / "model_index.json").is_file()
+    record = read_record(path.parent if in_pipeline else path_or_id)
+    return [stage for stage in record["stages"] if "num_vq_embeddings" in stage["settings"]] if record else []
+
+
 def repository_file(path_or_id: str | os.PathLike, name: str, repo_type: str = "model") -> Path | None:
     """A file of a local folder or of a Hub repository, or None when that has no such file."""
     folder = Path(path_or_id)
