@@ -22,7 +22,6 @@ from dataclasses import asdict
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
 from datasets import DatasetDict
 from diffusers import DiffusionPipeline, UNet2DModel
@@ -64,7 +63,7 @@ from vq_ihdm.training.config import (
     parse_args,
 )
 from vq_ihdm.training.ema import EMA
-from vq_ihdm.training.preparation import make_accelerator, make_scheduler, prepare_network
+from vq_ihdm.training.preparation import TimedAccelerator, make_accelerator, make_scheduler, prepare_network
 from vq_ihdm.training.run import TrainingRun
 from vq_ihdm.weights import load_component
 
@@ -74,7 +73,7 @@ GANS = {"wgan": WGAN, "alphawgan": AlphaWGAN, "vaegan": VAEGAN, "ccegan": CCEGAN
 # ---- the two training loops -----------------------------------------------------------------------------------
 def train_network(
     args: argparse.Namespace,
-    accelerator: Accelerator,
+    accelerator: TimedAccelerator,
     network: nn.Module,
     examples: SliceTensors | range,
     loss: Callable[[nn.Module, torch.Tensor | list[int]], torch.Tensor],
@@ -110,7 +109,7 @@ def train_network(
 
 def train_adversarial(
     args: argparse.Namespace,
-    accelerator: Accelerator,
+    accelerator: TimedAccelerator,
     gan: nn.Module,
     train_set: SliceTensors,
     validate: Callable[[nn.Module], tuple[dict[str, float], dict]],
@@ -171,7 +170,7 @@ def add_absorbing_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def train_absorbing(
-    args: argparse.Namespace, accelerator: Accelerator, splits: DatasetDict
+    args: argparse.Namespace, accelerator: TimedAccelerator, splits: DatasetDict
 ) -> tuple[TrainingRun, Callable[[], DiffusionPipeline]]:
     source = args.dataset_name or args.train_data_dir
     vqvae, train_codes, held_out_codes = load_tokens(args.vqvae, splits, source, args.random_flip, accelerator)
@@ -222,7 +221,7 @@ def add_ldm_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def train_ldm(
-    args: argparse.Namespace, accelerator: Accelerator, splits: DatasetDict
+    args: argparse.Namespace, accelerator: TimedAccelerator, splits: DatasetDict
 ) -> tuple[TrainingRun, Callable[[], DiffusionPipeline]]:
     device = accelerator.device
     source = args.dataset_name or args.train_data_dir
@@ -282,7 +281,7 @@ def add_pixel_ihdm_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def train_pixel_ihdm(
-    args: argparse.Namespace, accelerator: Accelerator, splits: DatasetDict
+    args: argparse.Namespace, accelerator: TimedAccelerator, splits: DatasetDict
 ) -> tuple[TrainingRun, Callable[[], DiffusionPipeline]]:
     check_prior_arguments(args)
     device, K = accelerator.device, args.num_train_timesteps
@@ -352,7 +351,7 @@ def add_vaegan_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def train_gan(
-    args: argparse.Namespace, accelerator: Accelerator, splits: DatasetDict
+    args: argparse.Namespace, accelerator: TimedAccelerator, splits: DatasetDict
 ) -> tuple[TrainingRun, Callable[[], DiffusionPipeline]]:
     size = check_image_size(splits["train"], args.dataset_name or args.train_data_dir, FACTOR)
     options = {"released": args.released} if args.model == "wgan" else {}

@@ -15,6 +15,7 @@ from vq_ihdm.evaluation.evaluator import EvaluationSet
 from vq_ihdm.evaluation.image_sets import read_data_set
 from vq_ihdm.files import replacing
 from vq_ihdm.hub.record import cpu_name
+from vq_ihdm.training.state import load_state
 
 # Discrete VQ-IHDM as published: flags of train_ihdm.py on top of a preset's.
 AS_PUBLISHED = [
@@ -22,6 +23,7 @@ AS_PUBLISHED = [
     "--num_inference_steps", "1", "--neighbourhood_size", "1",
 ]  # fmt: skip
 ROOT = Path(__file__).resolve().parents[1]
+PACE = (20, 60)  # steps between which the time of a step is taken
 PLACES = {"work_dir", "output_dir", "trainings", "ablations"}  # flags that change no figure
 
 
@@ -84,6 +86,23 @@ def train(script: str, output_dir: Path, result: str, *flags: object) -> None:
     code = subprocess.run(list(map(str, command))).returncode
     if code:
         raise SystemExit(code)  # the script has said why
+
+
+def training_cost(output_dir: Path) -> tuple[int, float]:
+    """Steps and seconds of a finished training, from the beginning of its script on."""
+    metrics = json.loads((output_dir / "last" / "metrics.json").read_text())
+    return metrics["step"], metrics["seconds"]
+
+
+def steps_within(seconds: float, script: str, output_dir: Path, *flags: object) -> int:
+    """How many steps a training makes in so long, what precedes the first one included: a short one in `output_dir`
+    tells."""
+    first, last = PACE
+    short = ["--max_train_steps", last, "--checkpointing_steps", first, "--checkpoints_total_limit", last]
+    train(script, output_dir, "last", *flags, *short)
+    before, after = (load_state(output_dir / f"checkpoint-{step}")["parts"]["run"]["seconds"] for step in (first, last))
+    a_step = (after - before) / (last - first)
+    return max(1, last + int((seconds - after) / a_step))
 
 
 def with_interval(estimate: dict, scale: float = 1) -> str:

@@ -1,13 +1,14 @@
-"""Discrete VQ-IHDM in one step against absorbing and latent diffusion in many: same tokens, same budget.
+"""Discrete VQ-IHDM in one step against absorbing and latent diffusion in many: same tokens, same time of training.
 
     python benchmarks/one_step_vs_absorbing.py --config oasis --dataset_name data/oasis --vqvae runs/vqgan/best \\
         --train_steps 4000 --training_seeds 0 1 2 --num_images 1000 --work_dir runs/one_step
 
-Trains every network below for --train_steps steps of the preset's batch, the two main ones once for each of
---training_seeds, samples --num_images images a system from one seed, and evaluates them against the held-out subjects.
-Results go to --output_dir: `README.md` with the tables, `results.json`, `quality_against_cost.png`, contact sheets, and
-`first_samples.png`: a sample of absorbing diffusion at each number of steps from the same seed (the paper's Table 2)
-beside ours. What is finished is kept in --work_dir: a killed run goes on with the rest.
+Trains ours for --train_steps steps of the preset's batch and each peer for as long as that took, from the first code to
+the last step; the main ones once for each of --training_seeds. Then samples --num_images images a system from one seed,
+and evaluates them against the held-out subjects. Results go to --output_dir: `README.md` with the tables,
+`results.json`, `quality_against_cost.png`, contact sheets, and `first_samples.png`: a sample of absorbing diffusion at
+each number of steps from the same seed (the paper's Table 2) beside ours. What is finished is kept in --work_dir: a
+killed run goes on with the rest.
 """
 
 import argparse
@@ -25,7 +26,9 @@ from common import (
     load_reference,
     machine,
     shared_flags,
+    steps_within,
     train,
+    training_cost,
     with_interval,
     without_half_samples,
 )
@@ -139,13 +142,13 @@ def build_parser() -> argparse.ArgumentParser:
     add_benchmark_arguments(parser, "one_step_vs_absorbing")
     add = parser.add_argument
     add("--vqvae", required=True, help="the tokenizer all systems share")
-    add("--train_steps", type=positive_int, default=4000, help="of each network")
+    add("--train_steps", type=positive_int, default=4000, help="of ours; peers train for as long")
     add(
         "--training_seeds",
         type=seed_int,
         nargs="+",
         default=[0],
-        help="of the two main systems, at some numbers of steps; the others have the first",
+        help="of the main systems, at some numbers of steps; the others have the first",
     )
     add("--ablations", action="store_true", help="vary prior, sigma, delta and temperature, too")
     add("--trainings", nargs="+", choices=[t.name for t in TRAININGS], help="only the systems of these networks")
@@ -183,10 +186,17 @@ def main() -> None:
     several = {s for s in systems if (s.label, s.num_inference_steps) in REPEATED}
     seeds = {s: args.training_seeds if s in several else args.training_seeds[:1] for s in systems}
     runs = [(system, seed) for system in systems for seed in seeds[system]]
+    timekeeper = (MAIN[0], args.training_seeds[0])
+    trainings = {(system.training, seed) for system, seed in runs} | {timekeeper}
     for training in TRAININGS:
-        for seed in sorted({seed for system, seed in runs if system.training == training.name}):
-            flags = [*shared_flags(args), "--vqvae", args.vqvae, "--max_train_steps", args.train_steps, "--seed", seed]
-            train(training.script, trained(args, training.name, seed), "pipeline", *training.flags, *flags)
+        flags = [*training.flags, *shared_flags(args), "--vqvae", args.vqvae]
+        for seed in sorted(seed for name, seed in trainings if name == training.name):
+            steps = args.train_steps
+            if training.script == "train_baseline.py":
+                _, seconds = training_cost(trained(args, *timekeeper))
+                steps = steps_within(seconds, training.script, args.work_dir / "pace" / training.name, *flags)
+            last = ["--seed", seed, "--max_train_steps", steps]
+            train(training.script, trained(args, training.name, seed), "pipeline", *flags, *last)
 
     finished = {(s, seed): args.work_dir / "systems" / f"{s.key(seed)}.json" for s, seed in runs}
     missing = [run for run in runs if not finished[run].is_file()]
@@ -202,7 +212,9 @@ def main() -> None:
         images, codes, seconds = sample(system, pipe, tokens, held_out_codes, args)
         report = evaluate_images(images, reference, tokenized, codes)
         figures = {name: asdict(report.figure(name)) for name in FIGURES}
+        steps, training_seconds = training_cost(trained(args, system.training, seed))
         costs = {"evaluations": evaluations(system, codes[0].size), "seconds": seconds}
+        costs |= {"training_steps": steps, "training_seconds": training_seconds}
         row = {**asdict(system), "training_seed": seed, **costs, "figures": figures, "audit": report.audit.to_json()}
         file = finished[system, seed]
         save_picture(contact_sheet(images[:32], 8, margin=0), file.with_suffix(".png"))
@@ -254,10 +266,10 @@ def write_results(folder: Path, rows: list[list[dict]], args: argparse.Namespace
     lines = [
         "# One step of VQ-IHDM against absorbing diffusion",
         "",
-        f"Same tokenizer, tokens, transformer size ({config['num_hidden_layers']} layers of {config['hidden_size']}) "
-        f"and budget ({args.train_steps} steps of {config['train_batch_size']} slices) for every network; "
-        f"{args.num_images} images a system from seed {args.seed} against {reference.held_out.num_subjects} held-out "
-        f"subjects ({args.split or 'test'}). In brackets 95 % intervals over images and people. Means of "
+        f"Same tokenizer, tokens, transformer size ({config['num_hidden_layers']} layers of {config['hidden_size']}), "
+        f"batches of {config['train_batch_size']} slices and time of training for every network; {args.num_images} "
+        f"images a system from seed {args.seed} against {reference.held_out.num_subjects} held-out subjects "
+        f"({args.split or 'test'}). In brackets 95 % intervals over images and people. Means of "
         f"{len(args.training_seeds)} trainings: "
         + ", ".join(f"{label} in {steps}" for label, steps in sorted(REPEATED, reverse=True))
         + ".",
@@ -272,6 +284,8 @@ def write_results(folder: Path, rows: list[list[dict]], args: argparse.Namespace
         "",
         "Evaluations: a step of absorbing diffusion that reveals no code of an image needs none of the network.",
         "",
+        "Trainings, from the first code to the last step: " + "; ".join(budgets(rows)) + ".",
+        "",
         *table(HEADINGS, [cells(trainings) for trainings in rows]),
         "",
         *comparison(rows),
@@ -281,6 +295,15 @@ def write_results(folder: Path, rows: list[list[dict]], args: argparse.Namespace
         named = ", ".join(f"{label} in {steps}" for label, steps in strip)
         lines += ["", f"The first sample of seed {args.seed}: {named}.", "", "![First samples](first_samples.png)"]
     (folder / "README.md").write_text("\n".join(lines) + "\n")
+
+
+def budgets(rows: list[list[dict]]) -> list[str]:
+    """Steps and minutes of each training."""
+    trainings = {(row["training"], row["training_seed"]): row for several in rows for row in several}
+    return [
+        f"{name} ({seed}) {row['training_steps']} steps, {row['training_seconds'] / 60:.1f} minutes"
+        for (name, seed), row in sorted(trainings.items())
+    ]
 
 
 def system_of(row: dict) -> list:

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from accelerate import Accelerator
 from killing import child, reap
 from tiny_training import assert_same_run, parser, train
 from torch import nn
@@ -21,6 +20,7 @@ from vq_ihdm.errors import InputError
 from vq_ihdm.files import hold
 from vq_ihdm.training.config import parse_args
 from vq_ihdm.training.ema import EMA
+from vq_ihdm.training.preparation import TimedAccelerator
 from vq_ihdm.training.run import TrainingRun, check_finite
 from vq_ihdm.training.state import load_state
 
@@ -103,7 +103,10 @@ def test_images_are_counted_as_they_were_seen(stopped):
 def test_a_run_adds_up_its_sessions(tmp_path):
     argv = ["--output_dir", str(tmp_path), "--report_to", "none", "--train_batch_size", "3"]
     args = parse_args(parser(), "part", argv)
-    run = TrainingRun(args, Accelerator(cpu=True), "run", range(10), {}, EMA(nn.Linear(2, 2), 0.9))
+    accelerator = TimedAccelerator(cpu=True)
+    time.sleep(0.2)  # as scripts do that read, tokenise and fit a prior before the first step
+    run = TrainingRun(args, accelerator, "run", range(10), {}, EMA(nn.Linear(2, 2), 0.9))
+    assert 0.2 <= run.seconds < 100
     run.load_state_dict({"images_seen": 21, "seconds": 100.0, "best": None, "best_network": None, "last": None})
     assert 100 <= run.seconds < 110
     assert run.images_seen == 21

@@ -35,7 +35,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--max_train_minutes",
         type=positive_float,
-        help="end earlier, after so long; a resumed run counts its earlier time",
+        help="end earlier, so long after the script began; a resumed run counts its earlier time",
     )
     add("--train_batch_size", type=positive_int, help="per process")
     add("--gradient_accumulation_steps", type=positive_int, help="by default what `accelerate launch` says, or 1")

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +17,15 @@ from ..files import hold
 from .ema import EMA
 
 
-def make_accelerator(args: argparse.Namespace) -> Accelerator:
+class TimedAccelerator(Accelerator):
+    """Knows when the script began: reading data, making codes of it and fitting a prior are a training's time, too."""
+
+    def __init__(self, **options):
+        self.started = time.monotonic()
+        super().__init__(**options)
+
+
+def make_accelerator(args: argparse.Namespace) -> TimedAccelerator:
     """The accelerator the shared flags ask for, and --output_dir held for this run until the process ends.
 
     What the flags leave open `accelerate launch` decides: `args.mixed_precision` and
@@ -32,7 +41,7 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
     for name in ("FSDP", "DEEPSPEED"):  # so the launcher tells its scripts
         if os.environ.get(f"ACCELERATE_USE_{name}") == "true":
             raise InputError(f"{name} is not supported; launch with --multi_gpu: every network here fits one GPU")
-    accelerator = Accelerator(
+    accelerator = TimedAccelerator(
         mixed_precision=args.mixed_precision,
         gradient_accumulation_steps=args.gradient_accumulation_steps or 1,
         log_with=None if args.report_to == "none" else args.report_to,

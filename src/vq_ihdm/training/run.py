@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
@@ -23,6 +22,7 @@ from .checkpoints import Checkpointer, Stateful
 from .config import save_args
 from .ema import EMA
 from .interruption import Interruption
+from .preparation import TimedAccelerator
 
 
 class TrainingRun:
@@ -53,7 +53,7 @@ class TrainingRun:
     def __init__(
         self,
         args: argparse.Namespace,
-        accelerator: Accelerator,
+        accelerator: TimedAccelerator,
         name: str,
         examples: SliceTensors | range,
         parts: dict[str, Stateful],
@@ -68,7 +68,7 @@ class TrainingRun:
         self.best: dict[str, float] | None = None  # metrics of best/, the first of which decides
         self.best_network: dict[str, torch.Tensor] | None = None
         self.last: dict[str, float] | None = None  # metrics of the last validation
-        self.seconds_before, self.started = 0.0, time.monotonic()
+        self.seconds_before, self.started = 0.0, accelerator.started
         self.checkpointer = Checkpointer(
             accelerator, self.output_dir, parts | {"run": self}, vars(args), args.checkpoints_total_limit
         )
@@ -186,7 +186,7 @@ class TrainingRun:
     # ---- state ------------------------------------------------------------------------------------------------
     @property
     def seconds(self) -> float:
-        """Of training, over all the sessions of the run."""
+        """Of training, over all the sessions of the run; the first from the beginning of the script."""
         return self.seconds_before + time.monotonic() - self.started
 
     def state_dict(self) -> dict:
@@ -270,7 +270,7 @@ def check_finite(figures: dict[str, float], step: int) -> None:
             )
 
 
-def _start_trackers(args: argparse.Namespace, accelerator: Accelerator, name: str) -> None:
+def _start_trackers(args: argparse.Namespace, accelerator: TimedAccelerator, name: str) -> None:
     """Hand the trackers the settings, lists as text: TensorBoard takes numbers, booleans and text."""
     settings = {
         key: value if isinstance(value, bool | int | float | str) else str(value)
