@@ -24,7 +24,7 @@ samples: $(VENV)/installed-sampling
 		--contact_sheet $(DEMO)/shipped.png
 	@echo "look at $(DEMO)/shipped.png: eight samples of the shipped model; now see it train with 'make demo'"
 
-# First these, then template data, both stages, the prior and eight samples: about six minutes on two CPU cores.
+# First these, then template data, both stages, the prior and eight samples: six to ten minutes on two CPU cores.
 demo: samples $(VENV)/installed-demo
 	$(BIN)/python dataset_scripts/template.py --image_size 88 --downsampling_factor 8 --output_dir $(DEMO)/data
 	$(BIN)/accelerate launch --quiet --num_cpu_threads_per_process 2 train_vqgan.py --config demo \

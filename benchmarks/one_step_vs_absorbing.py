@@ -86,8 +86,15 @@ HEADINGS = ["system", "steps", "evaluations", "stage-2 KID x 1000", "known pairs
 ABSORBING_STEPS = [1, 10, 50, 100, 200, 256]  # the columns of the paper's Table 2
 
 MAIN = ("default", "absorbing diffusion")
-# The main systems are trained several times; each training is measured at these steps, the first at all others, too.
-REPEATED = {(MAIN[0], 1), (MAIN[0], 4), (MAIN[1], 50), (MAIN[1], 256)}
+MASKGIT = {f"{MAIN[1]}, most confident first, choice temperature {t}": t for t in (1.0, 4.5)}
+LDM = "latent diffusion"
+# Ours and its peers are trained several times; each training is measured at these steps, the first at all others, too.
+REPEATED = {
+    *((MAIN[0], steps) for steps in (1, 4)),
+    *((MAIN[1], steps) for steps in (50, 256)),
+    *((LDM, steps) for steps in (20, 50)),
+    *((label, 16) for label in MASKGIT),
+}
 NO_COVARIATES = ["--covariates"]  # what is compared is the distribution of all slices; latent diffusion knows none
 TRAININGS = [
     Training("default", NO_COVARIATES),
@@ -104,16 +111,11 @@ SYSTEMS = [
     *[System("absorbing diffusion", "absorbing", steps) for steps in ABSORBING_STEPS],
     System("absorbing diffusion, temperature 0.8", "absorbing", 256, sampling={"temperature": 0.8}),
     *[
-        System(
-            f"absorbing diffusion, most confident first, choice temperature {choice_temperature}",
-            "absorbing",
-            steps,
-            sampling={"reveal_order": "confidence", "choice_temperature": choice_temperature},
-        )
-        for choice_temperature in (1.0, 4.5)
+        System(label, "absorbing", steps, sampling={"reveal_order": "confidence", "choice_temperature": temperature})
+        for label, temperature in MASKGIT.items()
         for steps in (8, 16)
     ],
-    *[System("latent diffusion", "ldm", steps) for steps in (10, 20, 50)],
+    *[System(LDM, "ldm", steps) for steps in (10, 20, 50)],
 ]
 
 # Where the loss arises: each part replaced or varied in turn.
@@ -378,7 +380,7 @@ def plot(rows: list[list[dict]]) -> Figure:
         ("fid", 1, "FID"),
     ]
     axes = figure.subplots(len(measures), 2, sharex="col")
-    series = {MAIN[0]: "o-", MAIN[1]: "s-", "latent diffusion": "^-", SYSTEMS[0].label: "x"}
+    series = {MAIN[0]: "o-", MAIN[1]: "s-", LDM: "^-", SYSTEMS[0].label: "x"}
     for i, (name, scale, title) in enumerate(measures):
         for j, (cost, unit) in enumerate([("evaluations", "network evaluations"), ("seconds", "s / image")]):
             for label, style in series.items():
