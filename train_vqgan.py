@@ -18,6 +18,7 @@ and the trackers' `logs/`.
 
 import argparse
 import json
+from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
@@ -35,6 +36,7 @@ from vq_ihdm.pictures import reconstruction_sheet
 from vq_ihdm.training.config import add_training_arguments, parse_args
 from vq_ihdm.training.preparation import make_accelerator, make_scheduler, prepare_network
 from vq_ihdm.training.run import TrainingRun
+from vq_ihdm.training.state import load_state
 from vq_ihdm.vqgan.codebook import (
     CodeUsage,
     init_codebook,
@@ -81,6 +83,10 @@ def build_parser() -> argparse.ArgumentParser:
         choices=["projected", "patch"],
         default="projected",
         help="on the features of LPIPS, or a PatchGAN on pixels",
+    )
+    add(
+        "--discriminator_checkpoint",
+        help="start with the discriminator of this checkpoint of another run of the script",
     )
     add("--disc_weight", type=non_negative_float, default=0.8)
     add("--disc_learning_rate", type=positive_float, default=2e-4)
@@ -221,8 +227,19 @@ def make_networks(
     if args.perceptual != "none":
         perceptual = PerceptualLoss(args.perceptual, args.perceptual_weights).to(device)
     if args.discriminator == "projected":
-        return generator, perceptual, ProjectedDiscriminator(perceptual.feature_channels, args.disc_channels)
-    return generator, perceptual, PatchDiscriminator(args.disc_channels)
+        discriminator = ProjectedDiscriminator(perceptual.feature_channels, args.disc_channels)
+    else:
+        discriminator = PatchDiscriminator(args.disc_channels)
+    if args.discriminator_checkpoint is not None:
+        parts = load_state(Path(args.discriminator_checkpoint))["parts"]
+        try:
+            discriminator.load_state_dict(parts["discriminator"])
+        except (KeyError, RuntimeError) as error:
+            raise InputError(
+                f"{args.discriminator_checkpoint} holds no discriminator of this --discriminator, --disc_channels and "
+                "--perceptual; name a checkpoint of a train_vqgan.py that had the same"
+            ) from error
+    return generator, perceptual, discriminator
 
 
 @torch.no_grad()

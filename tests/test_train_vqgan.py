@@ -85,6 +85,28 @@ def test_training_the_decoder_alone_keeps_every_code(vqgan, vqgan_run, tmp_path)
     assert changed == {"decoder", "post_quant_conv"}
 
 
+def test_a_discriminator_goes_on_in_another_run(vqgan, vqgan_run, ihdm_run, tmp_path):
+    flags = ("--pretrained_model_name_or_path", vqgan_run / "best", "--disc_learning_rate", 1e-12)
+    checkpoint = list_checkpoints(vqgan_run)[-1]
+    taken, new = (
+        vqgan(*flags, *more, "--max_train_steps", 2, "--disc_start", 0, output_dir=tmp_path / name)
+        for name, more in (("taken", ("--discriminator_checkpoint", checkpoint)), ("new", ()))
+    )
+    before, after, other = (final_state(folder)["parts"]["discriminator"] for folder in (vqgan_run, taken, new))
+    learnt = [name for name in before if name.endswith(("original", "bias"))]  # what is left are spectral norms
+    apart = [max((state[name] - before[name]).abs().max() for name in learnt) for state in (after, other)]
+    assert apart[0] < 1e-6 < apart[1]
+    assert "holds no discriminator" in refusal(
+        vqgan, "--discriminator_checkpoint", list_checkpoints(ihdm_run)[-1], output_dir=tmp_path / "refused"
+    )
+    assert "holds no discriminator" in refusal(
+        vqgan, "--discriminator_checkpoint", checkpoint, "--disc_channels", 4, output_dir=tmp_path / "refused"
+    )
+    assert "is no complete checkpoint" in refusal(
+        vqgan, "--discriminator_checkpoint", vqgan_run / "best", output_dir=tmp_path / "refused"
+    )
+
+
 def test_slices_read_ahead_are_the_same_slices(vqgan, vqgan_run, monkeypatch):
     """Even where they do not fit into memory, and the workers decode them."""
     monkeypatch.setattr(SliceTensors, "MEMORY", 0)
