@@ -19,7 +19,7 @@ from vq_ihdm.hub.describe import describe
 from vq_ihdm.hub.figures import estimate
 from vq_ihdm.hub.model_card import model_card, write_model_card
 from vq_ihdm.hub.publishing import failed_checks
-from vq_ihdm.hub.record import METHODS, read_record, stage_record
+from vq_ihdm.hub.record import METHODS, read_record, stage_record, write_record
 
 
 @pytest.fixture
@@ -193,7 +193,8 @@ def test_no_picture_of_a_scan_lies_beside_the_weights(
 def test_the_record_of_the_tokenizer_comes_along(pipeline_folder: Path, template_set: Path, tmp_path: Path):
     vqvae = tmp_path / "vqvae"
     tiny_vq_ihdm().vqvae.save_pretrained(vqvae)
-    record(vqvae)
+    trained = STAGE | {"script": "train_vqgan.py", "settings": {"num_vq_embeddings": 16}}
+    write_record(vqvae, DATA, [trained, STAGE])  # as that of a pipeline, whose denoiser is not its tokenizer's
     write_model_card(vqvae)
     assert "VQModel.from_pretrained" in (vqvae / "README.md").read_text()
     model = Path(shutil.copytree(pipeline_folder, tmp_path / "model"))
@@ -202,7 +203,7 @@ def test_the_record_of_the_tokenizer_comes_along(pipeline_folder: Path, template
     )
     describe(model, tiny_vq_ihdm(), args, {"step": 1, "images_seen": 4, "seconds": 1.0}, load_slices(str(template_set)))
     first, second = read_record(model)["stages"]
-    assert first == STAGE and second["step"] == 1
+    assert first == trained and second["step"] == 1
     assert read_record(model)["data"]["redistribution"] is False  # a plain folder of images counts as confidential
 
 
