@@ -88,10 +88,9 @@ def train(script: str, output_dir: Path, result: str, *flags: object) -> None:
         raise SystemExit(code)  # the script has said why
 
 
-def training_cost(output_dir: Path) -> tuple[int, float]:
-    """Steps and seconds of a finished training, from the beginning of its script on."""
-    metrics = json.loads((output_dir / "last" / "metrics.json").read_text())
-    return metrics["step"], metrics["seconds"]
+def last_metrics(output_dir: Path) -> dict[str, float]:
+    """Of a finished training: `step`, `images_seen`, `seconds` since its script began, what it measured."""
+    return json.loads((output_dir / "last" / "metrics.json").read_text())
 
 
 def steps_within(seconds: float, script: str, output_dir: Path, *flags: object) -> int:

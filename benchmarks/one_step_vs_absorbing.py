@@ -23,12 +23,12 @@ from common import (
     AS_PUBLISHED,
     add_benchmark_arguments,
     check_settings,
+    last_metrics,
     load_reference,
     machine,
     shared_flags,
     steps_within,
     train,
-    training_cost,
     with_interval,
     without_half_samples,
 )
@@ -192,11 +192,12 @@ def main() -> None:
     trainings = {(system.training, seed) for system, seed in runs} | {timekeeper}
     for training in TRAININGS:
         flags = [*training.flags, *shared_flags(args), "--vqvae", args.vqvae]
-        for seed in sorted(seed for name, seed in trainings if name == training.name):
-            steps = args.train_steps
-            if training.script == "train_baseline.py":
-                _, seconds = training_cost(trained(args, *timekeeper))
-                steps = steps_within(seconds, training.script, args.work_dir / "pace" / training.name, *flags)
+        chosen = sorted(seed for name, seed in trainings if name == training.name)
+        steps = args.train_steps
+        if chosen and training.script == "train_baseline.py":
+            seconds = last_metrics(trained(args, *timekeeper))["seconds"]
+            steps = steps_within(seconds, training.script, args.work_dir / "pace" / training.name, *flags)
+        for seed in chosen:
             last = ["--seed", seed, "--max_train_steps", steps]
             train(training.script, trained(args, training.name, seed), "pipeline", *flags, *last)
 
@@ -214,9 +215,9 @@ def main() -> None:
         images, codes, seconds = sample(system, pipe, tokens, held_out_codes, args)
         report = evaluate_images(images, reference, tokenized, codes)
         figures = {name: asdict(report.figure(name)) for name in FIGURES}
-        steps, training_seconds = training_cost(trained(args, system.training, seed))
+        cost = last_metrics(trained(args, system.training, seed))
         costs = {"evaluations": evaluations(system, codes[0].size), "seconds": seconds}
-        costs |= {"training_steps": steps, "training_seconds": training_seconds}
+        costs |= {"training_steps": cost["step"], "training_seconds": cost["seconds"]}
         row = {**asdict(system), "training_seed": seed, **costs, "figures": figures, "audit": report.audit.to_json()}
         file = finished[system, seed]
         save_picture(contact_sheet(images[:32], 8, margin=0), file.with_suffix(".png"))

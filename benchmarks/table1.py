@@ -22,6 +22,7 @@ from common import (
     AS_PUBLISHED,
     add_benchmark_arguments,
     check_settings,
+    last_metrics,
     load_reference,
     machine,
     shared_flags,
@@ -168,7 +169,7 @@ def train_all(args: argparse.Namespace) -> None:
 def training_cost(system: System, args: argparse.Namespace) -> dict[str, float]:
     """Seconds and images of a system's training, its tokenizer's included."""
     stages = ["vqgan", system.training] if system.tokens else [system.training]
-    metrics = [json.loads((args.work_dir / stage / "last" / "metrics.json").read_text()) for stage in stages]
+    metrics = [last_metrics(args.work_dir / stage) for stage in stages]
     return {
         "training_seconds": sum(stage["seconds"] for stage in metrics),
         "training_images": sum(stage["images_seen"] for stage in metrics),
