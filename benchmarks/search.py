@@ -26,9 +26,10 @@ from one_step_vs_absorbing import TRAININGS, Training
 
 from vq_ihdm import load_pipeline
 from vq_ihdm.arguments import positive_float, positive_int
+from vq_ihdm.data.tokens import encode_split
 from vq_ihdm.errors import run
 from vq_ihdm.evaluation.image_sets import ImageSet, independent
-from vq_ihdm.evaluation.pipelines import draw_images, tokenize
+from vq_ihdm.evaluation.pipelines import decode, draw_images
 from vq_ihdm.evaluation.report import table
 from vq_ihdm.files import replacing
 
@@ -82,7 +83,7 @@ class Trials:
     """What was measured, kept in --work_dir."""
 
     def __init__(self, args: argparse.Namespace):
-        self.args, self.reference, self.tokenized = args, load_reference(args), None
+        self.args, self.reference, self.decoded = args, load_reference(args), None
 
     def row(self, training: Training, rate: float, steps: int, way: dict) -> dict:
         """Train if need be, sample in a way and measure stage-2 KID and time."""
@@ -102,10 +103,11 @@ class Trials:
 
     def measure(self, pipe: DiffusionPipeline, way: dict) -> dict:
         reference = self.reference
-        self.tokenized = self.tokenized or tokenize(pipe, reference)
+        if self.decoded is None:  # all systems share the tokenizer
+            codes = encode_split(pipe.vqvae, reference.held_out.split, mirrored=False)
+            self.decoded = ImageSet(decode(pipe, codes), reference.held_out.subjects)
         images, _, seconds = draw_images(pipe, self.args.num_images, self.args.seed, **way)
-        real = ImageSet(self.tokenized.held_out, reference.held_out.subjects)
-        estimate = reference.fidelity(independent(images), real)["kid", reference.networks[0].name]
+        estimate = reference.fidelity(independent(images), self.decoded)["kid", reference.networks[0].name]
         return {"second_stage_kid": without_resampled(asdict(estimate)), "seconds": seconds}
 
 
