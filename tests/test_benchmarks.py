@@ -106,7 +106,7 @@ def test_one_step_and_its_ablations(benchmark, vqgan_run):
     rows = {(row["label"], row["num_inference_steps"], row["training_seed"]): row for row in content}
     assert {steps for label, steps, _ in rows if label == "absorbing diffusion"} == {1, 10, 50, 100, 200, 256}
     assert {steps for label, steps, _ in rows if label == "default"} == {1, 2, 4, 8}
-    assert {steps for label, steps, _ in rows if label == "latent diffusion"} == {10, 20, 50}
+    assert {steps for label, steps, _ in rows if label == "latent diffusion"} == {5, 10, 50}
     assert {row["training"] for row in content if row["training_seed"] == 1} == {"default", "absorbing", "ldm"}
     assert {row["training_steps"] for row in content if row["training"] in ("default", "paper", "sigma3")} == {12}
     assert all(row["training_steps"] >= 1 and row["training_seconds"] > 0 for row in content)
