@@ -6,7 +6,6 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from torch import nn
@@ -52,11 +51,6 @@ def make_accelerator(args: argparse.Namespace) -> TimedAccelerator:
         accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
     args.mixed_precision = accelerator.mixed_precision
     args.gradient_accumulation_steps = accelerator.gradient_accumulation_steps
-    if accelerator.device.type == "cpu" and args.mixed_precision == "bf16":
-        # The fused kernel of attention has a backward pass without the CPU's bfloat16 instructions: with it a step of
-        # the denoiser on 121 codes takes 1.2 times as long.
-        torch.backends.cuda.enable_flash_sdp(False)  # the CPU's, too, whatever the name
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     if accelerator.is_main_process:
         hold(args.output_dir)
     return accelerator
