@@ -85,19 +85,18 @@ FIGURES = (
 HEADINGS = ["system", "steps", "evaluations", "stage-2 KID x 1000", "known pairs", "KID x 1000", "FID", "s / image"]
 ABSORBING_STEPS = [1, 10, 50, 100, 200, 256]  # the columns of the paper's Table 2
 
-MAIN = ("default", "absorbing diffusion")
-COOLER = {label: f"{label}, temperature 0.8" for label in MAIN}
-MASKGIT = f"{MAIN[1]}, most confident first"
-LDM = "latent diffusion"
-OURS = (COOLER[MAIN[0]], 1)  # the best one step on validation (`search.py`)
+DEFAULT, ABSORBING, LDM = "default", "absorbing diffusion", "latent diffusion"
+COOLER = {label: f"{label}, temperature 0.8" for label in (DEFAULT, ABSORBING)}
+MASKGIT = f"{ABSORBING}, most confident first"
+OURS = (COOLER[DEFAULT], 1)  # the best one step on validation (`search.py`)
 # Ours and its peers are trained several times; each training is measured in these ways, the first in all others, too.
 # Among them is each system's best on validation.
 REPEATED = {
-    (MAIN[0], 1),
+    (DEFAULT, 1),
     OURS,
-    (COOLER[MAIN[0]], 8),
-    (MAIN[1], 256),
-    (COOLER[MAIN[1]], 256),
+    (COOLER[DEFAULT], 8),
+    (ABSORBING, 256),
+    (COOLER[ABSORBING], 256),
     (MASKGIT, 16),
     (LDM, 10),
 }
@@ -112,10 +111,10 @@ TRAININGS = [
 
 SYSTEMS = [
     System("paper: one blurred slice, sigma 24", "paper", 1),
-    *[System("default", "default", steps) for steps in (1, 2, 4, 8)],
-    *[System(COOLER["default"], "default", steps, sampling={"temperature": 0.8}) for steps in (1, 2, 4, 8)],
-    *[System("absorbing diffusion", "absorbing", steps) for steps in ABSORBING_STEPS],
-    System(COOLER["absorbing diffusion"], "absorbing", 256, sampling={"temperature": 0.8}),
+    *[System(DEFAULT, "default", steps) for steps in (1, 2, 4, 8)],
+    *[System(COOLER[DEFAULT], "default", steps, sampling={"temperature": 0.8}) for steps in (1, 2, 4, 8)],
+    *[System(ABSORBING, "absorbing", steps) for steps in ABSORBING_STEPS],
+    System(COOLER[ABSORBING], "absorbing", 256, sampling={"temperature": 0.8}),
     *[
         System(MASKGIT, "absorbing", steps, sampling={"reveal_order": "confidence", "choice_temperature": 4.5})
         for steps in (8, 16)
@@ -141,7 +140,7 @@ ABLATIONS = [
 ]
 
 # Whose contact sheets are kept beside the table.
-SHOWN = [OURS, ("absorbing diffusion", 256), (SYSTEMS[0].label, 1)]
+SHOWN = [OURS, (ABSORBING, 256), (SYSTEMS[0].label, 1)]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -193,7 +192,7 @@ def main() -> None:
     several = {s for s in systems if (s.label, s.num_inference_steps) in REPEATED}
     seeds = {s: args.training_seeds if s in several else args.training_seeds[:1] for s in systems}
     runs = [(system, seed) for system in systems for seed in seeds[system]]
-    timekeeper = (MAIN[0], args.training_seeds[0])
+    timekeeper = ("default", args.training_seeds[0])
     trainings = {(system.training, seed) for system, seed in runs} | {timekeeper}
     for training in TRAININGS:
         flags = [*training.flags, *shared_flags(args), "--vqvae", args.vqvae]
@@ -250,7 +249,7 @@ def write_results(folder: Path, rows: list[list[dict]], args: argparse.Namespace
         key = system.key(trainings[0]["training_seed"])
         sheets[system.label, system.num_inference_steps] = args.work_dir / "systems" / f"{key}.png"
     # The paper's Table 2: one sample of absorbing diffusion at growing numbers of steps from one seed, then ours.
-    strip = [*((MAIN[1], steps) for steps in ABSORBING_STEPS), (SYSTEMS[0].label, 1), SHOWN[0]]
+    strip = [*((ABSORBING, steps) for steps in ABSORBING_STEPS), (SYSTEMS[0].label, 1), SHOWN[0]]
     strip = [name for name in strip if name in sheets]
     height, width = reference.held_out.images.shape[1:]
     if strip:
@@ -386,7 +385,7 @@ def plot(rows: list[list[dict]]) -> Figure:
         ("fid", 1, "FID"),
     ]
     axes = figure.subplots(len(measures), 2, sharex="col")
-    series = {MAIN[0]: "o-", OURS[0]: "D-", MAIN[1]: "s-", LDM: "^-", SYSTEMS[0].label: "x"}
+    series = {DEFAULT: "o-", OURS[0]: "D-", ABSORBING: "s-", LDM: "^-", SYSTEMS[0].label: "x"}
     for i, (name, scale, title) in enumerate(measures):
         for j, (cost, unit) in enumerate([("evaluations", "network evaluations"), ("seconds", "s / image")]):
             for label, style in series.items():
