@@ -135,7 +135,8 @@ def page(rows: list[dict], args: argparse.Namespace) -> list[str]:
         "",
         f"Three systems, {len(args.learning_rates)} learning rates and {len(WAYS['default'])} ways of sampling each, "
         f"{args.num_images} images a trial against the decoded codes of the slices of {args.split}; in brackets 95 % "
-        "intervals over images and people, the same for all. The presets' schedule (`cosine`) ends with the training.",
+        "intervals over images and people, the same for all. The presets' schedule (`cosine`) ends with the training. "
+        "Seconds are of trials one after another, whatever else the machine did: they compare no speeds.",
         "",
         f"Command: `python benchmarks/search.py --config {args.config} --learning_rates {rates} --search_steps "
         f"{args.search_steps} --train_steps {args.train_steps} --num_images {args.num_images} --seed {args.seed} "
