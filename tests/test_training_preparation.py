@@ -65,7 +65,7 @@ def forgotten():
 def test_a_prepared_network_its_average_and_its_rates_belong_together(tmp_path, forgotten):
     flags = ["--output_dir", str(tmp_path), "--report_to", "none", "--lr_warmup_steps", "4", "--ema_decay", "0.5"]
     args = parse_args(parser(), "part", flags)
-    bare = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).eval()
+    bare = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0)).eval()  # a mode, but no step without a gradient
     optimizer = torch.optim.Adam(bare.parameters(), lr=args.learning_rate)
     network, optimizer, lr_scheduler, ema = prepare_network(args, make_accelerator(args), bare, optimizer)
     assert network.training and not ema.module.training and ema.decay == 0.5
