@@ -24,6 +24,7 @@ AS_PUBLISHED = [
 ]  # fmt: skip
 ROOT = Path(__file__).resolve().parents[1]
 PACE = (20, 60)  # steps between which the time of a step is taken
+TURNS = 2  # in which ours and a peer are timed
 PLACES = {"work_dir", "output_dir", "trainings", "ablations"}  # flags that change no figure
 
 
@@ -93,15 +94,30 @@ def last_metrics(output_dir: Path) -> dict[str, float]:
     return json.loads((output_dir / "last" / "metrics.json").read_text())
 
 
-def steps_within(seconds: float, script: str, output_dir: Path, *flags: object) -> int:
-    """How many steps a training makes in so long, what precedes the first one included: a short one in `output_dir`
-    tells."""
+def steps_in_the_time_of(steps: int, ours: list[object], theirs: list[object], work_dir: Path) -> int:
+    """How many steps their training makes while ours makes `steps`, what precedes the first one included.
+
+    Short trainings of both in turns tell. Of each the fastest counts: what else the machine does at that moment is not
+    theirs.
+
+    Args:
+        ours, theirs: a train script and its flags.
+    """
+    short = ["--max_train_steps", PACE[1], "--checkpointing_steps", PACE[0], "--checkpoints_total_limit", PACE[1]]
+    folders = {name: [work_dir / f"{name}_{turn}" for turn in range(TURNS)] for name in ("ours", "theirs")}
+    for turn in range(TURNS):
+        train(ours[0], folders["ours"][turn], "last", *ours[1:], *short)
+        train(theirs[0], folders["theirs"][turn], "last", *theirs[1:], *short)
+    (our_start, our_step), (their_start, their_step) = map(start_and_step, folders.values())
+    return max(1, int((our_start + steps * our_step - their_start) / their_step))
+
+
+def start_and_step(folders: list[Path]) -> tuple[float, float]:
+    """Least seconds before the first step and least seconds a step of the short trainings in `folders`."""
     first, last = PACE
-    short = ["--max_train_steps", last, "--checkpointing_steps", first, "--checkpoints_total_limit", last]
-    train(script, output_dir, "last", *flags, *short)
-    before, after = (load_state(output_dir / f"checkpoint-{step}")["parts"]["run"]["seconds"] for step in (first, last))
-    a_step = (after - before) / (last - first)
-    return max(1, last + int((seconds - after) / a_step))
+    at = {step: [load_state(f / f"checkpoint-{step}")["parts"]["run"]["seconds"] for f in folders] for step in PACE}
+    steps = [(after - before) / (last - first) for before, after in zip(at[first], at[last], strict=True)]
+    return min(before - first * a_step for before, a_step in zip(at[first], steps, strict=True)), min(steps)
 
 
 def with_interval(estimate: dict, scale: float = 1) -> str:

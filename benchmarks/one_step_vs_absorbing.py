@@ -3,8 +3,8 @@
     python benchmarks/one_step_vs_absorbing.py --config oasis --dataset_name data/oasis --vqvae runs/vqgan/best \\
         --train_steps 4000 --training_seeds 0 1 2 --num_images 1000 --work_dir runs/one_step
 
-Trains ours for --train_steps steps of the preset's batch and each peer for as long as that took, from the first code to
-the last step; the main ones once for each of --training_seeds. Then samples --num_images images a system from one seed,
+Trains ours for --train_steps steps of the preset's batch and each peer for as long as that takes, from the first code to
+the last step (short trainings of both in turns tell); the main ones once for each of --training_seeds. Then samples --num_images images a system from one seed,
 and evaluates them against the held-out subjects. Results go to --output_dir: `README.md` with the tables,
 `results.json`, `quality_against_cost.png`, contact sheets, and `first_samples.png`: a sample of absorbing diffusion at
 each number of steps from the same seed (the paper's Table 2) beside ours. What is finished is kept in --work_dir: a
@@ -27,7 +27,7 @@ from common import (
     load_reference,
     machine,
     shared_flags,
-    steps_within,
+    steps_in_the_time_of,
     train,
     with_interval,
     without_half_samples,
@@ -192,18 +192,15 @@ def main() -> None:
     several = {s for s in systems if (s.label, s.num_inference_steps) in REPEATED}
     seeds = {s: args.training_seeds if s in several else args.training_seeds[:1] for s in systems}
     runs = [(system, seed) for system in systems for seed in seeds[system]]
-    timekeeper = ("default", args.training_seeds[0])
-    trainings = {(system.training, seed) for system, seed in runs} | {timekeeper}
-    for training in TRAININGS:
-        flags = [*training.flags, *shared_flags(args), "--vqvae", args.vqvae]
-        chosen = sorted(seed for name, seed in trainings if name == training.name)
+    commands = [[t.script, *t.flags, *shared_flags(args), "--vqvae", args.vqvae] for t in TRAININGS]
+    for training, (script, *flags) in zip(TRAININGS, commands, strict=True):
+        chosen = sorted({seed for system, seed in runs if system.training == training.name})
         steps = args.train_steps
-        if chosen and training.script == "train_baseline.py":
-            seconds = last_metrics(trained(args, *timekeeper))["seconds"]
-            steps = steps_within(seconds, training.script, args.work_dir / "pace" / training.name, *flags)
+        if chosen and script == "train_baseline.py":
+            steps = steps_in_the_time_of(steps, commands[0], [script, *flags], args.work_dir / "pace" / training.name)
         for seed in chosen:
             last = ["--seed", seed, "--max_train_steps", steps]
-            train(training.script, trained(args, training.name, seed), "pipeline", *flags, *last)
+            train(script, trained(args, training.name, seed), "pipeline", *flags, *last)
 
     finished = {(s, seed): args.work_dir / "systems" / f"{s.key(seed)}.json" for s, seed in runs}
     missing = [run for run in runs if not finished[run].is_file()]

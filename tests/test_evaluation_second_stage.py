@@ -35,7 +35,7 @@ def test_a_pair_is_known_by_its_direction():
     training[0, :, 1:] = 1  # 0 1 1 in each row: 0 stands left of 1, never above it
     known = known_pairs(training, 1, 2)
     assert known[0].tolist() == [[False, True], [False, True]] and known[1].tolist() == [[True, False], [False, True]]
-    share = known_pair_share(training.swapaxes(1, 2), known, 1, np.zeros(1, int)).value
+    share = known_pair_share(training.swapaxes(1, 2).repeat(2, axis=0), known, 1, np.arange(2)).value
     assert share == pytest.approx((4 + 3) / 12)  # in rows, in columns
 
 
