@@ -103,7 +103,8 @@ def steps_in_the_time_of(steps: int, ours: list[object], theirs: list[object], w
     Args:
         ours, theirs: a train script and its flags.
     """
-    short = ["--max_train_steps", PACE[1], "--checkpointing_steps", PACE[0], "--checkpoints_total_limit", PACE[1]]
+    # One step more, so that the pictures of the last validation come after the clock has stopped.
+    short = ["--max_train_steps", PACE[1] + 1, "--checkpointing_steps", PACE[0], "--checkpoints_total_limit", PACE[1]]
     folders = {name: [work_dir / f"{name}_{turn}" for turn in range(TURNS)] for name in ("ours", "theirs")}
     for turn in range(TURNS):
         train(ours[0], folders["ours"][turn], "last", *ours[1:], *short)

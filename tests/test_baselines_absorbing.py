@@ -183,6 +183,16 @@ def test_saved_and_loaded_with_and_without_the_package(absorbing, tmp_path, monk
     assert (draw(remote, output_type="np") == images).all()
 
 
+def test_dropout_is_on_hidden_states_alone_as_in_the_released_code():
+    widths = {}
+    denoiser = tiny_denoiser(dropout=0.5).train()
+    for name, module in denoiser.named_modules():
+        if isinstance(module, torch.nn.Dropout) and module.p:
+            module.register_forward_hook(lambda _, __, output, name=name: widths.update({name: output.shape[-1]}))
+    denoiser(torch.zeros(1, HEIGHT, WIDTH, dtype=torch.long))
+    assert len(widths) == 1 + 2 * 2 and set(widths.values()) == {denoiser.config.hidden_size}
+
+
 @pytest.mark.parametrize("neighbourhood_size", [1, 3])
 def test_training_lowers_the_loss_on_a_toy_set(neighbourhood_size: int):
     size = {"height": 3, "width": 3, "neighbourhood_size": neighbourhood_size}
