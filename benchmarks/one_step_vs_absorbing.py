@@ -3,12 +3,12 @@
     python benchmarks/one_step_vs_absorbing.py --config oasis --dataset_name data/oasis --vqvae runs/vqgan/best \\
         --train_steps 4000 --training_seeds 0 1 2 --num_images 1000 --work_dir runs/one_step
 
-Trains ours for --train_steps steps of the preset's batch and each peer for as long as that takes, from the first code to
-the last step (short trainings of both in turns tell); the main ones once for each of --training_seeds. Then samples --num_images images a system from one seed,
-and evaluates them against the held-out subjects. Results go to --output_dir: `README.md` with the tables,
-`results.json`, `quality_against_cost.png`, contact sheets, and `first_samples.png`: a sample of absorbing diffusion at
-each number of steps from the same seed (the paper's Table 2) beside ours. What is finished is kept in --work_dir: a
-killed run goes on with the rest.
+Trains ours for --train_steps steps of the preset's batch and each peer for as long as that takes, from the first code
+to the last step (short trainings of both in turns tell); the main ones once for each of --training_seeds. Then samples
+--num_images images a system from one seed, and evaluates them against the held-out subjects. Results go to
+--output_dir: `README.md` with the tables, `results.json`, `quality_against_cost.png`, contact sheets, and
+`first_samples.png`: a sample of absorbing diffusion at each number of steps from the same seed (the paper's Table 2)
+beside ours. What is finished is kept in --work_dir: a killed run goes on with the rest.
 """
 
 import argparse
