@@ -288,8 +288,8 @@ def write_results(folder: Path, rows: list[list[dict]], args: argparse.Namespace
         "",
         "Evaluations: a step of absorbing diffusion that reveals no code of an image needs none of the network.",
         "",
-        "A peer makes the steps that fit into the time of ours, by short trainings of both in turns. Each, with minutes "
-        "beside what else the machine did: " + "; ".join(budgets(rows)) + ".",
+        "A peer makes the steps that fit into the time of ours, by short trainings of both in turns. Each, with "
+        "minutes beside what else the machine did: " + "; ".join(budgets(rows)) + ".",
         "",
         *table(HEADINGS, [cells(trainings) for trainings in rows]),
         "",
