@@ -142,7 +142,7 @@ def main() -> None:
     for step in run:
         if step == 0 and args.pretrained_model_name_or_path is None:
             first = train_set.stack(torch.randperm(len(train_set))[:64].tolist()).to(device)
-            with accelerator.autocast():
+            with torch.no_grad(), accelerator.autocast():
                 init_codebook(codebook, averaged_codebook, unwrapped_g.latents(first), args.l2_normalized_codes)
         judging = step >= args.disc_start  # the discriminator trains,
         adversarial = step >= args.disc_start + args.disc_warmup_steps  # and its loss enters the generator
