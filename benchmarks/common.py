@@ -105,20 +105,22 @@ def steps_in_the_time_of(steps: int, ours: list[object], theirs: list[object], w
     """
     # One step more, so that the pictures of the last validation come after the clock has stopped.
     short = ["--max_train_steps", PACE[1] + 1, "--checkpointing_steps", PACE[0], "--checkpoints_total_limit", PACE[1]]
-    folders = {name: [work_dir / f"{name}_{turn}" for turn in range(TURNS)] for name in ("ours", "theirs")}
+    paces = {"ours": [], "theirs": []}
     for turn in range(TURNS):
-        train(ours[0], folders["ours"][turn], "last", *ours[1:], *short)
-        train(theirs[0], folders["theirs"][turn], "last", *theirs[1:], *short)
-    (our_start, our_step), (their_start, their_step) = map(start_and_step, folders.values())
+        for name, (script, *flags) in (("ours", ours), ("theirs", theirs)):
+            folder = work_dir / f"{name}_{turn}"
+            train(script, folder, "last", *flags, *short)
+            paces[name].append(start_and_step(folder))
+    (our_start, our_step), (their_start, their_step) = (map(min, zip(*pace, strict=True)) for pace in paces.values())
     return max(1, int((our_start + steps * our_step - their_start) / their_step))
 
 
-def start_and_step(folders: list[Path]) -> tuple[float, float]:
-    """Least seconds before the first step and least seconds a step of the short trainings in `folders`."""
+def start_and_step(folder: Path) -> tuple[float, float]:
+    """Seconds before the first step and seconds a step of a short training."""
     first, last = PACE
-    at = {step: [load_state(f / f"checkpoint-{step}")["parts"]["run"]["seconds"] for f in folders] for step in PACE}
-    steps = [(after - before) / (last - first) for before, after in zip(at[first], at[last], strict=True)]
-    return min(before - first * a_step for before, a_step in zip(at[first], steps, strict=True)), min(steps)
+    before, after = (load_state(folder / f"checkpoint-{step}")["parts"]["run"]["seconds"] for step in PACE)
+    a_step = (after - before) / (last - first)
+    return before - first * a_step, a_step
 
 
 def with_interval(estimate: dict, scale: float = 1) -> str:

@@ -103,7 +103,7 @@ class AbsorbingDenoiser(KnowsCovariates, PreTrainedModel):
             norm_first=True,
         )
         # As in the released code and in our denoiser: dropout on the hidden states alone. Between the two layers of the
-        # feed-forward part it is four times as wide, and a third of a step on a CPU.
+        # feed-forward part it is four times as wide: a step of the preset `oasis` takes 1.17 times as long on a CPU.
         layer.self_attn.dropout = layer.dropout.p = 0.0
         self.transformer = nn.TransformerEncoder(
             layer, config.num_hidden_layers, norm=nn.LayerNorm(config.hidden_size), enable_nested_tensor=False
