@@ -63,7 +63,13 @@ from vq_ihdm.training.config import (
     parse_args,
 )
 from vq_ihdm.training.ema import EMA
-from vq_ihdm.training.preparation import TimedAccelerator, make_accelerator, make_scheduler, prepare_network
+from vq_ihdm.training.preparation import (
+    TimedAccelerator,
+    clip_gradients,
+    make_accelerator,
+    make_scheduler,
+    prepare_network,
+)
 from vq_ihdm.training.run import TrainingRun
 from vq_ihdm.weights import load_component
 
@@ -149,7 +155,7 @@ def train_adversarial(
                     for parameter in network.parameters():
                         parameter.grad = accelerator.reduce(parameter.grad, "mean")
                     if args.max_grad_norm is not None:
-                        accelerator.clip_grad_norm_(network.parameters(), args.max_grad_norm)
+                        clip_gradients(accelerator, optimizers[name], args.max_grad_norm)
                     optimizers[name].step()
                     optimizers[name].zero_grad()
         for lr_scheduler in lr_schedulers.values():

@@ -34,7 +34,7 @@ from vq_ihdm.hub.publishing import push
 from vq_ihdm.hub.record import data_facts, stage_record, tokenizer_stages, write_record
 from vq_ihdm.pictures import reconstruction_sheet
 from vq_ihdm.training.config import add_training_arguments, parse_args
-from vq_ihdm.training.preparation import make_accelerator, make_scheduler, prepare_network
+from vq_ihdm.training.preparation import clip_gradients, make_accelerator, make_scheduler, prepare_network
 from vq_ihdm.training.run import TrainingRun
 from vq_ihdm.training.state import load_state
 from vq_ihdm.vqgan.codebook import (
@@ -131,7 +131,7 @@ def main() -> None:
     criterion = Criterion(unwrapped_d, last_layer, perceptual, window_size, *weights)
     codebook, averaged_codebook = (g.vq_model.quantize.embedding for g in (unwrapped_g, ema.module))
     codebook_learns = not args.train_decoder_only
-    usage, epoch_usage = (CodeUsage(len(codebook.weight), device) for _ in range(2))
+    usage, epoch_usage = (CodeUsage(len(codebook.weight), accelerator) for _ in range(2))
 
     # ---- training ---------------------------------------------------------------------------------------------
     parts = {"generator": unwrapped_g, "discriminator": unwrapped_d, "ema": ema}
@@ -160,7 +160,7 @@ def main() -> None:
                     gradient, losses, judged = criterion(images, output, judging, adversarial)
                 accelerator.backward((reconstructions * gradient).sum() + vq_loss)
                 if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(trained, args.max_grad_norm)
+                    clip_gradients(accelerator, optimizer_g, args.max_grad_norm)
                 optimizer_g.step()
                 optimizer_g.zero_grad()
 
@@ -168,7 +168,7 @@ def main() -> None:
                     losses["disc"] = discriminator_loss(discriminator, *judged)
                     accelerator.backward(losses["disc"])
                     if accelerator.sync_gradients:
-                        accelerator.clip_grad_norm_(discriminator.parameters(), args.max_grad_norm)
+                        clip_gradients(accelerator, optimizer_d, args.max_grad_norm)
                     optimizer_d.step()
                     optimizer_d.zero_grad()
         scheduler_g.step()
@@ -179,11 +179,11 @@ def main() -> None:
             normalize_codebook(codebook)
             normalize_codebook(averaged_codebook)  # an average of unit vectors is shorter than one
         if args.dead_code_steps and codebook_learns and (step + 1) % args.dead_code_steps == 0:
-            counts = usage.gathered(accelerator)
+            counts = usage.total()
             losses["restarted_codes"] = restart_dead_codes(codebook, averaged_codebook, optimizer_g, counts, latents)
             usage.reset()
         if (step + 1) % run.steps_per_epoch == 0:
-            losses["usage"], losses["perplexity"] = usage_and_perplexity(epoch_usage.gathered(accelerator))
+            losses["usage"], losses["perplexity"] = usage_and_perplexity(epoch_usage.total())
             epoch_usage.reset()
         run.log(vq=vq_loss, **losses)
         if run.validation_due:
@@ -246,16 +246,16 @@ def make_networks(
 def validate(averaged: TrainableVQModel, perceptual: PerceptualLoss | None, held_out: torch.Tensor):
     """Held-out L1 + LPIPS, which decides; code usage and perplexity; some slices above their reconstructions."""
     totals, decoded = {"l1": 0.0, "lpips": 0.0}, []
-    usage = CodeUsage(averaged.vq_model.config.num_vq_embeddings, held_out.device)
+    counts = torch.zeros(averaged.vq_model.config.num_vq_embeddings, device=held_out.device)
     for images in held_out.split(8):
         reconstructions, _, code_indices, _ = averaged(images)
         decoded.append(reconstructions.clamp(-1, 1))
-        usage.update(code_indices)
+        counts += torch.bincount(code_indices.flatten(), minlength=len(counts))
         totals["l1"] += (images - decoded[-1]).abs().mean().item() * len(images)
         if perceptual is not None:
             totals["lpips"] += perceptual(images, decoded[-1]).item() * len(images)
     means = {name: total / len(held_out) for name, total in totals.items()}
-    usage_share, perplexity = usage_and_perplexity(usage.counts)
+    usage_share, perplexity = usage_and_perplexity(counts)
     metrics = {"l1+lpips": sum(means.values()), **means, "usage": usage_share, "perplexity": perplexity}
     shown = torch.linspace(0, len(held_out) - 1, min(8, len(held_out))).long()
     return metrics, {"reconstructions": reconstruction_sheet(held_out[shown], torch.cat(decoded)[shown])}

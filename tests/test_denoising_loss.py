@@ -50,8 +50,22 @@ def test_revealed_positions_are_sharp_and_do_not_count(z_0):
     assert torch.equal(shown[known], e_0.movedim(1, -1)[known])
     u_T = blur(e_0, torch.full((4,), 2.0)).movedim(1, -1)
     torch.testing.assert_close(shown[~known], u_T[~known])
-    guesses = (~known[:, 0, 0]).sum()
-    assert loss.item() == pytest.approx((guesses * math.log(NUM_CODES) / (~known).sum()).item())
+    guesses, expected_open = (~known[:, 0, 0]).sum(), z_0.numel() * 2 / math.pi
+    assert loss.item() == pytest.approx((guesses * math.log(NUM_CODES) / expected_open).item())
+
+
+def test_the_loss_of_a_batch_is_the_mean_of_those_of_its_parts(z_0, monkeypatch):
+    """However unequally the open positions fall on the parts."""
+    denoiser = tiny_denoiser().eval()
+    known = draw_known(z_0.shape, 0.5, z_0.device)
+    known[0, 1:], known[3] = True, False
+
+    def loss(part):
+        monkeypatch.setattr("vq_ihdm.denoising_loss.draw_known", lambda *_: known[part])
+        return denoising_loss(denoiser, SCHEDULER, denoiser.embed_codes, z_0[part], 0.5)
+
+    parts = [loss(slice(0, 2)), loss(slice(2, 4))]
+    torch.testing.assert_close(torch.stack(parts).mean(), loss(slice(0, 4)))
 
 
 def test_share_of_examples_with_revealed_codes_and_of_codes_in_them():

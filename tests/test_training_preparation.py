@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState, GradientState
 from conftest import ROOT
@@ -10,7 +11,7 @@ from torch import nn
 
 from vq_ihdm.errors import InputError
 from vq_ihdm.training.config import parse_args
-from vq_ihdm.training.preparation import make_accelerator, prepare_network
+from vq_ihdm.training.preparation import clip_gradients, make_accelerator, prepare_network
 
 
 @pytest.fixture
@@ -78,3 +79,24 @@ def test_a_prepared_network_its_average_and_its_rates_belong_together(tmp_path, 
         lr_scheduler.step()
     assert rates == [0, 0.25, 0.5, 0.75, 1]
     assert not torch.equal(bare[0].weight, ema.module[0].weight)  # the average follows when it is told to
+
+
+def test_clipping_for_one_optimizer_leaves_the_scaled_gradients_of_another():
+    """As fp16 scales them: accumulated gradients of the other are unscaled when its own turn comes, once."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    ours, theirs = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    ours_optimizer, theirs_optimizer = (accelerator.prepare(torch.optim.SGD([p], lr=1.0)) for p in (ours, theirs))
+    try:
+        accelerator.backward((torch.tensor([3.0, 4.0]) * (ours + theirs)).sum())
+        clip_gradients(accelerator, ours_optimizer, max_norm=1.0)
+        torch.testing.assert_close(ours.grad, torch.tensor([0.6, 0.8]))
+        torch.testing.assert_close(theirs.grad, 8 * torch.tensor([3.0, 4.0]))
+        ours_optimizer.step()  # ends by forgetting what was unscaled
+        accelerator.backward((torch.tensor([3.0, 4.0]) * theirs).sum())
+        clip_gradients(accelerator, theirs_optimizer, max_norm=100.0)
+        torch.testing.assert_close(theirs.grad, 2 * torch.tensor([3.0, 4.0]))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from vq_ihdm.vqgan.codebook import (
@@ -57,11 +58,11 @@ def test_usage_and_perplexity_by_hand():
 
 
 def test_usage_adds_up_over_batches_and_through_a_checkpoint():
-    usage = CodeUsage(4)
+    usage = CodeUsage(4, Accelerator(cpu=True))
     usage.update(torch.tensor([[[0, 1], [1, 3]]]))
     usage.update(torch.tensor([3, 3]))
     assert usage.counts.tolist() == [1, 2, 0, 3]
-    resumed = CodeUsage(4)
+    resumed = CodeUsage(4, Accelerator(cpu=True))
     resumed.load_state_dict(usage.state_dict())
     usage.reset()
     assert resumed.counts.tolist() == [1, 2, 0, 3] and usage.counts.tolist() == [0, 0, 0, 0]

@@ -1,5 +1,6 @@
 """The loss of stage 2."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -7,6 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from .scheduling_heat_dissipation import HeatDissipationScheduler, open_share
+
+MEAN_OPEN_SHARE = 2 / math.pi  # of `open_share` over uniform times
 
 
 def denoising_loss(
@@ -25,6 +28,9 @@ def denoising_loss(
     count: what sampling in several steps needs. The paper's eq. 5 sums over masked positions alone; it is the loss of
     its masked baseline. Here nothing is masked: the blur hides something of every position, so every position counts.
 
+    The sum over the open positions is divided by their expected number, not by how many there are: the losses of parts
+    of a batch, accumulated or of several processes, then have the whole batch's loss as their mean.
+
     Args:
         denoiser: a `VQIHDMDenoiser`, or what `accelerate` has wrapped around it.
         embed_codes: its own, (B, H, W) -> (B, D, H, W).
@@ -39,7 +45,8 @@ def denoising_loss(
     sample = torch.where(known[:, None], e_0, u_T)
     sigma = torch.full((len(z_0),), scheduler.config.sigma_max, device=z_0.device)
     logits = denoiser(sample, sigma, known=known, covariates=covariates).logits
-    return F.cross_entropy(logits[~known].float(), z_0[~known])
+    expected_open = z_0.numel() * (1 - reveal_probability * (1 - MEAN_OPEN_SHARE))
+    return F.cross_entropy(logits[~known].float(), z_0[~known], reduction="sum") / expected_open
 
 
 def draw_known(shape: torch.Size, reveal_probability: float, device: torch.device) -> torch.BoolTensor:

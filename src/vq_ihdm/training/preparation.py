@@ -82,3 +82,13 @@ def prepare_network(
     network, optimizer = accelerator.prepare(network, optimizer)
     ema.module.load_state_dict(accelerator.unwrap_model(network).state_dict())
     return network, optimizer, lr_scheduler, ema
+
+
+def clip_gradients(accelerator: Accelerator, optimizer: Optimizer, max_norm: float) -> None:
+    """Clip the gradients of what one of several optimizers trains, to a norm of `max_norm` together.
+
+    `accelerator.clip_grad_norm_` would undo the scaling of mixed precision fp16 for every optimizer, not this one
+    alone: what the others have accumulated would be divided by the scale twice.
+    """
+    accelerator.unscale_gradients(optimizer)
+    nn.utils.clip_grad_norm_([parameter for group in optimizer.param_groups for parameter in group["params"]], max_norm)

@@ -41,26 +41,27 @@ def init_codebook(
 
 
 class CodeUsage:
-    """Counts how often each code was used. One batch says little: count over an epoch."""
+    """Counts how often each code was used, each process its own images. One batch says little: count over an epoch."""
 
-    def __init__(self, num_codes: int, device: torch.device | str = "cpu"):
-        self.counts = torch.zeros(num_codes, device=device)
+    def __init__(self, num_codes: int, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.counts = torch.zeros(num_codes, device=accelerator.device)
 
     def update(self, code_indices: torch.Tensor) -> None:
         self.counts += torch.bincount(code_indices.flatten(), minlength=len(self.counts))
 
-    def gathered(self, accelerator: Accelerator) -> torch.Tensor:
-        """The counts of all processes together, (K,)."""
-        return accelerator.reduce(self.counts, "sum")
+    def total(self) -> torch.Tensor:
+        """The counts of all processes together, (K,); to be called by every process."""
+        return self.accelerator.reduce(self.counts, "sum")
 
     def reset(self) -> None:
         self.counts.zero_()
 
     def state_dict(self) -> dict:
-        return {"counts": self.counts}
+        return {"counts": self.total()}  # a checkpoint is what the first process holds
 
     def load_state_dict(self, state: dict) -> None:
-        self.counts.copy_(state["counts"])
+        self.counts.copy_(state["counts"] * self.accelerator.is_main_process)  # once, whoever counted
 
 
 def usage_and_perplexity(counts: torch.Tensor) -> tuple[float, float]:
