@@ -100,7 +100,7 @@ def test_table_1_has_every_system_and_goes_on_where_it_was_killed(benchmark, tmp
 
 
 def test_one_step_and_its_ablations(benchmark, vqgan_run):
-    flags = ("--vqvae", vqgan_run / "best", "--train_steps", 12, "--trainings", "default", "absorbing", "ldm")
+    flags = ("--vqvae", vqgan_run / "best", "--train_steps", 24, "--trainings", "default", "absorbing", "ldm")
     _, results = benchmark("one_step_vs_absorbing.py", *flags, "--training_seeds", 0, 1, "--ablations")
     content = json.loads((results / "results.json").read_text())
     rows = {(row["label"], row["num_inference_steps"], row["training_seed"]): row for row in content}
@@ -108,7 +108,7 @@ def test_one_step_and_its_ablations(benchmark, vqgan_run):
     assert {steps for label, steps, _ in rows if label == "default"} == {1, 2, 4, 8}
     assert {steps for label, steps, _ in rows if label == "latent diffusion"} == {5, 10, 50}
     assert {row["training"] for row in content if row["training_seed"] == 1} == {"default", "absorbing", "ldm"}
-    assert {row["training_steps"] for row in content if row["training"] in ("default", "paper", "sigma3")} == {12}
+    assert {row["training_steps"] for row in content if row["training"] in ("default", "paper", "sigma3")} == {24}
     assert all(row["training_steps"] >= 1 and row["training_seconds"] > 0 for row in content)
     figures = [row["figures"] for row in rows.values()]
     assert all(f["kid"]["floor"] == figures[0]["kid"]["floor"] for f in figures)  # one reference for all
