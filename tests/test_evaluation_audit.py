@@ -11,12 +11,16 @@ from evaluation_helpers import TinyExtractor, people, write_data_set
 from hub_fixtures import record
 from scipy import ndimage
 
+from vq_ihdm import PixelIHDMPipeline
+from vq_ihdm.baselines.pixel_ihdm import InverseHeatScheduler, create_unet
 from vq_ihdm.data.images import load_slices
 from vq_ihdm.data.tokens import encode_split
 from vq_ihdm.evaluation.audit import copies_by_chance
 from vq_ihdm.evaluation.evaluator import EvaluationSet, evaluate_images
 from vq_ihdm.evaluation.features import FeatureNetwork
 from vq_ihdm.evaluation.image_sets import ImageSet
+from vq_ihdm.evaluation.pipelines import evaluate_pipeline, prior_figures
+from vq_ihdm.evaluation.pipelines import tokenize as tokenize_by
 from vq_ihdm.evaluation.second_stage import Tokenized
 from vq_ihdm.fit_prior import fit_prior
 
@@ -128,6 +132,41 @@ def test_the_report_tells_which_copies_would_have_been_noticed(reference, tokeni
 
 def test_a_few_copies_among_many_images_are_no_chance():
     assert copies_by_chance(10, 1000) < 1e-4 and copies_by_chance(2, 1000) > 0.5
+
+
+def copies_of_the_prior(*arguments) -> float:
+    """The copy rate in u_T."""
+    return next(f for f in prior_figures(*arguments) if f.name == "copy_rate").generated.value
+
+
+@pytest.mark.parametrize("view", [0, 1])
+def test_a_prior_that_draws_training_slices_or_their_mirror_images_copies(view, tmp_path, monkeypatch):
+    monkeypatch.setattr("vq_ihdm.data.tokens.CACHE", tmp_path / "tokens")
+    network = FeatureNetwork(TinyExtractor(), cache=tmp_path / "cache")
+    reference = EvaluationSet(people(16, seed=1), people(8, seed=2), [network])
+    pipe = tiny_vq_ihdm()
+    tokenized = tokenize_by(pipe, reference)
+    codes = torch.from_numpy(tokenized.training_codes)
+    learnt = {
+        kind: fit_prior(codes[:, view], pipe.prior.sigma, kind, 8, embed=pipe.embed_codes)
+        for kind in ("images", "mixture")
+    }
+    for kind, expected in (("images", 1), ("mixture", 0)):
+        pipe.prior = learnt[kind]
+        assert copies_of_the_prior(pipe, reference, tokenized, 50) == expected
+
+
+def test_a_prior_of_pixels_is_audited_too(reference):
+    images = torch.from_numpy(reference.training.images)[:, None] / 255
+    scheduler = InverseHeatScheduler(num_train_timesteps=2, sigma_max=8.0)
+    pipe = PixelIHDMPipeline(create_unet(32, 32, [8, 8, 8], 1, 4).eval(), fit_prior(images, 8.0, "images"), scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    report = evaluate_pipeline(pipe, reference, num_images=24)
+    assert report.figure("copy_rate", "u_T").generated.value == 1
+    assert any("In u_T" in sentence for sentence in report.audit.failures)
+    for view in (images, images.flip(-1)):
+        pipe.prior = fit_prior(view, 8.0, rank=8, num_components=2)
+        assert copies_by_chance(round(100 * copies_of_the_prior(pipe, reference, None, 100)), 100) > 0.1
 
 
 def memorise(pipe, codes: torch.Tensor) -> None:

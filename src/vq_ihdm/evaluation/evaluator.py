@@ -124,18 +124,22 @@ class EvaluationSet:
         return 1 / (255 * np.sqrt(self.training.images[0].size))
 
     def token_spaces(self, tokenized: Tokenized) -> list[Space]:
-        """Where the tokenizer's error cannot hide a copy: decoded codes as images, and the share of codes that differ.
+        """Where the tokenizer's error hides no copy: decoded codes as images, and the share of codes that differ."""
+        decoded = self.space("decoded pixels", tokenized.training, tokenized.held_out, self._pixel_scale, mirrored=True)
+        sides = tokenized.training_codes, tokenized.held_out_codes
+        return [decoded, self.space_of_views("codes", *sides, scale=1 / sides[0][0, 0].size, norm=0)]
+
+    def space_of_views(self, name: str, training: np.ndarray, held_out: np.ndarray, **how) -> Space:
+        """A space from two vectors an image, (M, 2, ...): of itself and of its mirror image.
 
         Training sees slices and their mirror images, so copies of both are looked for; and since a generated image is
         one or the other, both of the held-out people are there, too, or half of the images would seem far from them.
         """
-        decoded = self.space("decoded pixels", tokenized.training, tokenized.held_out, self._pixel_scale, mirrored=True)
         (training, subjects), (held_out, people) = (
-            (codes.reshape(-1, *codes.shape[2:]), np.repeat(side.subjects, codes.shape[1]))
-            for codes, side in ((tokenized.training_codes, self.training), (tokenized.held_out_codes, self.held_out))
+            (views.reshape(-1, *views.shape[2:]), np.repeat(side.subjects, views.shape[1]))
+            for views, side in ((training, self.training), (held_out, self.held_out))
         )
-        codes = Space("codes", training, subjects, held_out, people, scale=1 / held_out[0].size, norm=0)
-        return [decoded, codes]
+        return Space(name, training, subjects, held_out, people, **how)
 
     def space(self, name: str, training: np.ndarray, held_out: np.ndarray, scale: float = 1.0, **how) -> Space:
         """Any other space, from one vector an image; see `Space`."""

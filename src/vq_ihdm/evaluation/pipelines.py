@@ -16,7 +16,7 @@ from ..covariates import Covariate, decode_covariates
 from ..data.conditioning import covariate_table
 from ..data.images import tensor_to_uint8
 from ..data.tokens import encode_split
-from ..heat import blur
+from ..heat import blur, dct
 from ..sampling_arguments import SAMPLING
 from .conditioning import Labelled, conditioning_figures
 from .evaluator import EvaluationSet, evaluate_images
@@ -71,8 +71,8 @@ def evaluate_pipeline(
     tokenized, others = None, []
     if drawn.codes is not None:
         tokenized = tokenize(pipe, reference, batch_size)
-        if hasattr(pipe, "prior"):
-            others += prior_figures(pipe, reference, tokenized, num_images, seed)
+    if hasattr(pipe, "prior"):
+        others += prior_figures(pipe, reference, tokenized, num_images, seed)
     if known:
         others += covariate_figures(known, table, drawn.images, reference)
     about["seconds_per_image"] = round(drawn.seconds, 4)
@@ -114,20 +114,35 @@ def tokenize(pipe: DiffusionPipeline, reference: EvaluationSet, batch_size: int 
 
 @torch.no_grad()
 def prior_figures(
-    pipe: DiffusionPipeline, reference: EvaluationSet, tokenized: Tokenized, num_images: int, seed: int = 0
+    pipe: DiffusionPipeline, reference: EvaluationSet, tokenized: Tokenized | None, num_images: int, seed: int = 0
 ) -> list[Figure]:
-    """The memorisation audit of the blurry prior: its draws against u_T of training and of held-out images."""
+    """The memorisation audit of the blurry prior: its draws against u_T of training and of held-out images.
 
-    def blurry_states(codes: np.ndarray) -> np.ndarray:
+    They are compared in the cosine modes that the prior has: what the blur wiped out does not count.
+
+    Args:
+        tokenized: None where u_T is of pixels.
+    """
+
+    def modes(states: torch.Tensor) -> torch.Tensor:
+        return dct(states).flatten(2)[..., pipe.prior.modes].flatten(1)
+
+    def blurred(views: np.ndarray) -> np.ndarray:
+        """(M, 2, ...) images or codes with their mirror images -> (M, 2, P)."""
+
         def state(batch: torch.Tensor) -> torch.Tensor:
-            return blur(pipe.embed_codes(batch.to(pipe.device)), pipe.prior.sigma)
+            batch = batch.to(pipe.device)
+            return modes(blur(batch[:, None] / 255 if tokenized is None else pipe.embed_codes(batch), pipe.prior.sigma))
 
-        return _in_batches(state, torch.from_numpy(codes), 256, "blurring").numpy()
+        return _in_batches(state, torch.from_numpy(views).flatten(0, 1), 256, "blurring").unflatten(0, (-1, 2)).numpy()
 
-    draws = pipe.prior.sample(num_images, torch.Generator().manual_seed(seed)).cpu().numpy()
-    training, held_out = (blurry_states(c[:, 0]) for c in (tokenized.training_codes, tokenized.held_out_codes))
-    space = reference.space("u_T", training, held_out, scale=1 / np.sqrt(draws[0].size))
-    return memorisation_figures(space, *space.search(draws))
+    if tokenized is None:
+        sides = (np.stack([s.images, s.images[..., ::-1]], axis=1) for s in (reference.training, reference.held_out))
+    else:
+        sides = tokenized.training_codes, tokenized.held_out_codes
+    draws = pipe.prior.sample(num_images, torch.Generator().manual_seed(seed))
+    space = reference.space_of_views("u_T", *map(blurred, sides), scale=1 / np.sqrt(draws[0].numel()))
+    return memorisation_figures(space, *space.search(modes(draws).cpu().numpy()))
 
 
 def covariate_figures(

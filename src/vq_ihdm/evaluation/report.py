@@ -115,8 +115,9 @@ EXPLANATIONS = {
         "nearest of all subjects is a training subject; by chance as often as their share in all subjects. Copy rate: "
         "share of images that stand so much nearer to a training image (in pixels: or to its mirror image) than to any "
         "held-out one as no held-out image does, by a margin of a fifth. Decoded pixels, codes: against training "
-        "images as the tokenizer decodes and encodes them, where its error hides no copy. The floor has held-out "
-        "images in place of generated ones. The verdict rests on one-sided tests of copy rate and ratio."
+        "images as the tokenizer decodes and encodes them, where its error hides no copy. u_T: draws of the prior "
+        "against blurred images. Codes and u_T of real images count with those of their mirror images. The floor has "
+        "held-out images in place of generated ones. The verdict rests on one-sided tests of copy rate and ratio."
     ),
     "anatomy": (
         "Segmentation by grey level, the same for all sets; Wasserstein distance to the held-out distribution, in "
