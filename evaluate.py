@@ -6,10 +6,12 @@
 Writes `report.json` (its schema stands in `vq_ihdm.evaluation.report`), `report.md` and pictures. Beside every figure
 stand N, a 95 % interval, and what real images score at the same N. Some pictures show scans of real people: mind the
 data's terms before the folder is passed on. A pipeline in a local folder gets the report without these pictures as its
-`evaluation/`, from which card and publish.py take figures and verdict.
+`evaluation/`, from which card and publish.py take figures and verdict: but not where it was trained on other data than
+--dataset_name (your own scans, say, for a model that was published), which the report then tells.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,6 +23,8 @@ from vq_ihdm.evaluation.features import load_networks
 from vq_ihdm.evaluation.image_sets import read_data_set, read_image_folder
 from vq_ihdm.evaluation.pipelines import evaluate_pipeline, tokenize
 from vq_ihdm.files import replacing
+from vq_ihdm.hub.evaluated_data import evaluated_data, is_of, of_splits
+from vq_ihdm.hub.record import read_record
 from vq_ihdm.pipelines import load_pipeline
 from vq_ihdm.sampling_arguments import add_sampling_arguments, sampling_arguments
 
@@ -32,7 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--pipeline", help="folder or Hub id of a pipeline to draw images from")
     source.add_argument("--images", help="folder of generated images (grey PNG, or NIfTI slices)")
     add("--tokenizer", help="with --images: pipeline whose VQGAN decoded them; copies that went through it are found")
-    add("--dataset_name", required=True, help="the set the system was trained on: local folder or Hub id")
+    add("--dataset_name", required=True, help="the set the system was trained on, or another one to compare it with: "
+        "local folder or Hub id")  # fmt: skip
     add("--split", help="held-out splits, such as validation+test; by default test, or all but train")
     add("--output_dir", type=Path, default="evaluation")
     add("--num_images", type=positive_int, default=1000, help="images to draw from --pipeline")
@@ -67,7 +72,14 @@ def main() -> None:
     else:
         report = evaluate_pipeline(pipe, reference, args.num_images, args.seed, args.batch_size, **sampling)
 
-    published = Path(args.pipeline) / "evaluation" if args.pipeline and Path(args.pipeline).is_dir() else None
+    about = report.about | {"data": evaluated_data(args.dataset_name, training, held_out)}
+    record = read_record(args.pipeline) if args.pipeline else None
+    if record is not None and not is_of(about["data"], record["data"]):
+        about["trained_on"] = of_splits(record["data"])
+    report = replace(report, about=about)
+
+    is_local = args.pipeline and Path(args.pipeline).is_dir() and "trained_on" not in about
+    published = Path(args.pipeline) / "evaluation" if is_local else None
     if published is not None:
         with replacing(published) as folder:
             report.save(folder, scans=False)
@@ -77,6 +89,8 @@ def main() -> None:
     kid = report.figure("kid")
     print(f"KID {kid.generated.value:.4f} (real images: {kid.floor.value:.4f}), N = {kid.generated.num_images}")
     print(f"memorisation audit: {'failed' if report.audit.failures else 'passed'}")
+    if "trained_on" in about:
+        print(f"{args.pipeline} was trained on other data than {args.dataset_name}: the audit says nothing about it")
     print(f"{args.output_dir / 'report.md'}")
 
 

@@ -11,7 +11,8 @@ from vq_ihdm.evaluation.audit import audit
 from vq_ihdm.evaluation.report import Figure, Power, Report
 from vq_ihdm.evaluation.resampling import RESAMPLES, Estimate, estimate
 from vq_ihdm.fit_prior import fit_prior
-from vq_ihdm.hub.record import write_record
+from vq_ihdm.hub.evaluated_data import of_splits
+from vq_ihdm.hub.record import read_record, write_record
 from vq_ihdm.prior import BlurryPrior
 
 DATA = {
@@ -42,9 +43,11 @@ def record(folder: Path, **data: object) -> Path:
 
 
 def evaluate(folder: Path, ratio: float = 1.0, copies: float = 0.0) -> Path:
-    """Give a model's folder an evaluation with this distance ratio, known to 0.02, and this share of copies."""
+    """Give a model's folder an evaluation on the data of its record with this distance ratio, known to 0.02, and this
+    share of copies."""
     about = {
         "generated": {"num_images": 500, "class": "VQIHDMPipeline", "num_inference_steps": 1, "seed": 0},
+        "data": of_splits(read_record(folder)["data"]),
         "training": {"num_images": 80, "num_subjects": 20},
         "held_out": {"num_images": 16, "num_subjects": 4},
         "image_size": [32, 32],
@@ -85,5 +88,5 @@ def memorising(folder: Path) -> None:
 
 
 def restricted(folder: Path) -> None:
-    """Give a model the record of a training on images that must not be passed on."""
-    record(folder, source="ADNI", licence="other", redistribution=False)
+    """Give a model the record of a training, and an evaluation, on images that must not be passed on."""
+    evaluate(record(folder, source="ADNI", licence="other", redistribution=False))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vq_ihdm import VQIHDMPipeline
+from vq_ihdm.hub.publishing import failed_checks
 from vq_ihdm.pipelines.saving import SCANLESS
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
@@ -48,6 +49,10 @@ def test_it_has_at_most_40_mb_and_nothing_in_it_is_a_pickle(checkpoint: Path):
     assert sum(file.stat().st_size for file in files) <= 40e6
     kinds = {file.suffix or file.name for file in files}
     assert kinds <= {".safetensors", ".json", ".png", ".md", ".py", ".gitattributes"}
+
+
+def test_it_may_be_published(checkpoint: Path):
+    assert failed_checks(checkpoint) == {}
 
 
 def test_no_picture_of_a_scan_is_in_it(checkpoint: Path):

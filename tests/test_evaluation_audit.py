@@ -200,7 +200,8 @@ def test_a_pipeline_that_knows_eight_slices_by_heart_is_not_published(tmp_path, 
             memorise(pipe, encode_split(pipe.vqvae, load_slices(str(data))["train"], mirrored=False)[::8])
         folder = tmp_path / name
         pipe.save_pretrained(folder)
-        record(folder)
+        counts = {"train": {"slices": 64, "subjects": 16}, "test": {"slices": 32, "subjects": 8}}
+        record(folder, source="own scans", splits=counts)
         run_script(
             "evaluate.py", "--pipeline", folder, "--dataset_name", data, "--num_images", 100,
             "--output_dir", tmp_path / f"report_{name}",

@@ -3,12 +3,14 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from conftest import run_script
 from evaluation_helpers import TinyExtractor, as_split, people, write_data_set
+from hub_fixtures import DATA, record
 from PIL import Image as PILImage
 
 from vq_ihdm.errors import InputError
@@ -18,6 +20,7 @@ from vq_ihdm.evaluation.image_sets import ImageSet, independent, read_data_set, 
 from vq_ihdm.evaluation.pipelines import evaluate_pipeline
 from vq_ihdm.evaluation.report import KINDS
 from vq_ihdm.evaluation.second_stage import Tokenized
+from vq_ihdm.hub.publishing import failed_checks
 
 NOT_OF_IMAGES = ("reconstruction", "second stage", "covariates")  # what only a pipeline has
 
@@ -244,6 +247,29 @@ def test_the_script_measures_a_folder_of_images(reference, tmp_path, monkeypatch
     isc = next(figure for figure in content["figures"] if figure["name"] == "isc")
     assert isc["generated"] is not None or isc["unavailable"]
     assert {file.suffix for file in (tmp_path / "out").iterdir()} == {".json", ".md", ".png"}
+
+
+@pytest.mark.slow
+def test_a_pipeline_may_be_compared_with_data_it_was_not_trained_on(pipeline_folder, reference, tmp_path, monkeypatch):
+    """The report tells, and is not laid beside the weights, where card and publish.py would take it for their own."""
+    monkeypatch.setattr("vq_ihdm.evaluation.features.load_networks", lambda weights, device: reference.networks)
+    model, out = Path(shutil.copytree(pipeline_folder, tmp_path / "model")), tmp_path / "out"
+    sets = {"train": people(4, 5, seed=1), "validation": people(4, 5), "test": people(4, 5, seed=2)}
+    data = write_data_set(tmp_path / "data", **sets)
+    flags = ("--pipeline", model, "--dataset_name", data, "--num_images", 20, "--output_dir", out)
+    record(model)
+    run_script("evaluate.py", *flags)
+    content = json.loads((out / "report.json").read_text())
+    counts = {"slices": 20, "subjects": 4}
+    assert content["data"] == {"source": "own scans", "splits": {"train": counts, "test": counts}}
+    assert content["trained_on"] == {"source": "OASIS-1", "splits": DATA["splits"]}
+    assert "trained on other data: 80 images of 20 subjects (OASIS-1)" in (out / "report.md").read_text()
+    assert not (model / "evaluation").exists()
+
+    record(model, **content["data"])
+    run_script("evaluate.py", *flags)
+    assert "trained_on" not in json.loads((model / "evaluation" / "report.json").read_text())
+    assert "unevaluated" not in failed_checks(model)
 
 
 def test_generated_images_are_independent_and_scans_are_not():

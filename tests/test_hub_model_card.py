@@ -116,6 +116,14 @@ def test_a_report_of_an_earlier_version_is_no_evidence(model: Path):
     assert "failed_audit" in failed_checks(model)
 
 
+def test_figures_of_other_data_are_not_the_models(model: Path):
+    evaluate(model)
+    assert "KID" in section(model_card(model), "Evaluation")
+    card = model_card(record(model, source="IXI"))
+    assert "Not evaluated yet" in section(card, "Evaluation") and card.data.eval_results is None
+    assert "audit not done yet" in card.text
+
+
 def test_a_licence_that_forbids_redistribution_is_stated(model: Path):
     card = model_card(record(model, source="ADNI", licence="other", redistribution=False))
     assert "must not be redistributed" in section(card, "Data and terms")

@@ -5,9 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hub_fixtures import evaluate, fitted_prior, memorising, record, restricted, unevaluated
+from hub_fixtures import DATA, evaluate, fitted_prior, memorising, record, restricted, unevaluated
 
 from vq_ihdm.errors import InputError
+from vq_ihdm.hub.evaluated_data import is_of
 from vq_ihdm.hub.publishing import failed_checks, refuse
 
 
@@ -15,6 +16,14 @@ from vq_ihdm.hub.publishing import failed_checks, refuse
 def model(pipeline_folder: Path, tmp_path: Path) -> Path:
     """A pipeline's folder with everything publishing asks for."""
     return evaluate(record(Path(shutil.copytree(pipeline_folder, tmp_path / "model"))))
+
+
+def without_data(folder: Path) -> None:
+    """Make the evaluation one of an earlier version, which did not tell its data."""
+    file = folder / "evaluation" / "report.json"
+    report = json.loads(file.read_text())
+    del report["data"]
+    file.write_text(json.dumps(report))
 
 
 def with_picture(folder: Path, name: str) -> None:
@@ -40,6 +49,13 @@ def with_prior(folder: Path, kind: str) -> None:
         (lambda folder: with_prior(folder, "slice"), "restricted_images"),
         (lambda folder: with_prior(folder, "images"), "restricted_images"),
         (unevaluated, "unevaluated"),
+        (lambda folder: record(folder, source="IXI"), "unevaluated"),  # its report is of other data than its record
+        (
+            lambda folder: record(folder, splits=DATA["splits"] | {"train": {"slices": 84, "subjects": 21}}),
+            "unevaluated",
+        ),
+        (lambda folder: record(folder, splits=DATA["splits"] | {"test": {"slices": 16, "subjects": 4}}), None),
+        (without_data, "unevaluated"),
         (memorising, "failed_audit"),
     ],
 )
@@ -52,6 +68,15 @@ def test_failed_checks_name_the_option_that_overrules_them(model: Path, change, 
         with pytest.raises(InputError):
             refuse(model, {"restricted_images", "unevaluated", "failed_audit"} - {failed_check})
         refuse(model, [failed_check])
+
+
+def test_splits_that_were_measured_together_are_of_the_data_they_are_in():
+    def measured(name: str, slices: int, subjects: int) -> dict:
+        return {"source": "OASIS-1", "splits": {name: {"slices": slices, "subjects": subjects}}}
+
+    data = DATA | {"splits": DATA["splits"] | {"test": {"slices": 20, "subjects": 5}}}
+    assert is_of(measured("validation+test", 36, 9), data) and is_of(measured("test", 20, 5), data)
+    assert not is_of(measured("validation+test", 36, 8), data) and not is_of(measured("other", 20, 5), data)
 
 
 def test_images_that_must_not_be_passed_on_are_not_published(template_set: Path, tmp_path: Path):

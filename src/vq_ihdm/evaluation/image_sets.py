@@ -24,12 +24,14 @@ class ImageSet:
         subjects: (N,) int, 0 .. S-1: the person a scan shows. A generated image is a subject of its own.
         slices: (N,) int, the level of the slice within its volume, or None where it is unknown.
         split: of a whole split, the data set it was read from, which has the images at their full depth.
+        name: of a whole split, or of several joined by `+`.
     """
 
     images: np.ndarray
     subjects: np.ndarray
     slices: np.ndarray | None = None
     split: Dataset | None = None
+    name: str | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -127,7 +129,7 @@ def _read_split(split: Dataset, name: str) -> ImageSet:
     levels = (read_levels(rows, i) for i in range(len(rows)))
     images = _stack(levels, [f"image {i} of {name}" for i in range(len(rows))])
     _, subjects = np.unique(split["subject"], return_inverse=True)
-    return ImageSet(images, subjects, np.array(split["slice"]) if "slice" in split.column_names else None, split)
+    return ImageSet(images, subjects, np.array(split["slice"]) if "slice" in split.column_names else None, split, name)
 
 
 def _stack(images: Iterable[np.ndarray], names: list[str]) -> np.ndarray:

@@ -5,6 +5,8 @@ Schema of `report.json`:
     schema_version: 2
     generated: what was evaluated: num_images and, of a pipeline, its class, num_inference_steps, temperature, seed,
         seconds_per_image
+    data: source of the real images, and splits: {slices, subjects} by name, both as in `training.json`
+    trained_on: the same of the pipeline's training, where it was on other data
     training, held_out: {num_images, num_subjects} of the real sides
     image_size: [height, width]
     networks: [{name, weights}], the feature networks with a fingerprint of their weights; the first one is primary
@@ -215,11 +217,13 @@ class Report:
             f"{about[side]['num_images']} images of {about[side]['num_subjects']} {name} subjects"
             for side, name in (("training", "training"), ("held_out", "held-out"))
         )
+        of = f" ({about['data']['source']}, splits {', '.join(about['data']['splits'])})" if "data" in about else ""
         lines = [
             "# Evaluation",
             "",
-            f"Generated: {generated}. Real: {sides}. Image size {about['image_size'][0]}x{about['image_size'][1]}.",
+            f"Generated: {generated}. Real: {sides}{of}. Image size {about['image_size'][0]}x{about['image_size'][1]}.",
             "",
+            *describe_training_data(about),
             "**Floor**: training images against held-out images, that is real against real, at the same N. "
             "**Ceiling**: decoded codes of those training images, what a perfect second stage would reach. "
             f"In brackets 95 % intervals from {RESAMPLES} half-samples of subjects (real side) and of images "
@@ -249,6 +253,20 @@ class Report:
             picture.draw().savefig(folder / name, dpi=110)
         (folder / "report.json").write_text(self.to_json())
         (folder / "report.md").write_text(self.to_markdown(pictures))
+
+
+def describe_training_data(about: dict) -> list[str]:
+    """A warning where the pipeline was trained on other data than the training images of this evaluation."""
+    if "trained_on" not in about:
+        return []
+    train = about["trained_on"]["splits"]["train"]
+    people = f" of {train['subjects']} subjects" if "subjects" in train else ""
+    images = f"{train['slices']} images{people} ({about['trained_on']['source']})"
+    return [
+        f"**The pipeline was trained on other data: {images}.** "
+        "What is called training below it never saw: no figure of memorisation says anything about it.",
+        "",
+    ]
 
 
 def describe_audit(audit: dict) -> list[str]:

@@ -21,7 +21,8 @@ from ..evaluation.report import EXPLANATIONS, table
 from ..evaluation.report import describe_audit as describe_verdict
 from ..files import read_json, replacing
 from .audit import audit_failures, memorisation_figures
-from .figures import TASK, control_figures, eval_results, figure_table, headlines, quality, read_report
+from .evaluated_data import own_report
+from .figures import TASK, control_figures, eval_results, figure_table, headlines, quality
 from .record import RECORD, read_record
 
 SOURCES = {source.name: source for source in (ADNI, IXI, OASIS1, OWN, TEMPLATE)}
@@ -85,10 +86,11 @@ def model_card(folder: Path, name: str | None = None) -> ModelCard:
     """
     index = folder / "model_index.json"
     system = read_json(index)["_class_name"][1] if index.is_file() else "VQModel"
-    record, report = read_record(folder), read_report(folder)
+    record = read_record(folder)
     if record is None:
         raise InputError(f"{folder} has no {RECORD}, from which a card is written; the train scripts leave one")
     data = record["data"]
+    report = own_report(folder, data)
     name = name or folder.resolve().name
     about = ModelCardData(
         license=data["licence"],

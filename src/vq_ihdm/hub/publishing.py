@@ -9,6 +9,7 @@ from ..errors import InputError
 from ..pipelines.saving import AUDIT_INDEX, SCANLESS, holds_training_images
 from ..uploading import HubRepository
 from .audit import audit_failures
+from .evaluated_data import own_report
 from .figures import read_report
 from .model_card import model_card
 from .record import DATA_FACTS, RECORD, read_record
@@ -115,7 +116,12 @@ def failed_checks(folder: Path) -> dict[str, str]:
         report = read_report(folder)
         if report is None:
             found["unevaluated"] = f"{folder} was not evaluated; run evaluate.py --pipeline {folder}"
-        elif failures := audit_failures(report):
+        elif own_report(folder, record["data"]) is None:
+            found["unevaluated"] = (
+                f"{folder}/evaluation/report.json is not known to be of the data that {RECORD} names; run evaluate.py "
+                f"--pipeline {folder} with them as --dataset_name"
+            )
+        if report is not None and (failures := audit_failures(report)):
             found["failed_audit"] = f"the memorisation audit of {folder} failed ({' '.join(failures)})"
     return found
 

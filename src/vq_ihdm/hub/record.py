@@ -22,6 +22,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ from ..errors import InputError
 from ..files import read_json, replacing
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    from datasets import Dataset
 
 RECORD = "training.json"
 DATA_FACTS = "vq_ihdm.json"
@@ -47,13 +48,13 @@ METHODS = ("lr_scheduler", "mixed_precision", "model", "perceptual", "prior")
 UNKNOWN = {"source": OWN.name, "licence": OWN.licence, "redistribution": OWN.redistribution, "template": False}
 
 
-def data_facts(dataset_name: str | None, splits: "DatasetDict") -> dict[str, Any]:
+def data_facts(dataset_name: str | None, splits: "Mapping[str, Dataset]") -> dict[str, Any]:
     """The `data` entry of the record.
 
     Args:
         dataset_name: folder or Hub id. Images that no builder of ours prepared, or a plain folder of images (None),
             count as confidential.
-        splits: the loaded set.
+        splits: the loaded set, or some of it.
     """
     file = dataset_name and repository_file(dataset_name, DATA_FACTS, "dataset")
     facts = read_json(file) if file else {}

@@ -9,7 +9,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from ..data.data_card import size_category
 from ..files import replacing
-from ..hub.figures import read_report
+from ..hub.evaluated_data import own_report
 from ..hub.model_card import SOURCES, describe_audit
 from ..hub.record import read_record
 from .provenance import Provenance
@@ -70,7 +70,7 @@ Made by `generate.py` of vq-ihdm; the versions of the libraries stand in `manife
 
 ## Memorisation audit of the model
 
-{describe_audit(read_report(pipeline), provenance.pipeline)}
+{describe_audit(own_report(pipeline, record["data"]) if record else None, provenance.pipeline)}
 
 ## Terms
 
