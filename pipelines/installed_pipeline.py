@@ -130,7 +130,7 @@ class InstalledPipeline(StandalonePipeline):
         if "_name_or_path" in self.config:
             carry_over(self.config["_name_or_path"], folder)
         if push_to_hub:
-            upload(folder, self.COMPONENTS, repo_id or folder.name, private, token, commit_message)
+            upload(folder, repo_id or folder.name, private, token, commit_message)
 
     def save_code(self, cls: type, folder: Path) -> list[str]:
         """Write the module of `cls`, with all it imports relatively, into `folder`; its entry for model_index.json."""

@@ -5,11 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import tiny_vq_model
 from hub_fixtures import DATA, evaluate, fitted_prior, memorising, record, restricted, unevaluated
 
 from vq_ihdm.errors import InputError
 from vq_ihdm.hub.evaluated_data import is_of
-from vq_ihdm.hub.publishing import failed_checks, refuse
+from vq_ihdm.hub.publishing import failed_checks, files_of, refuse
 
 
 @pytest.fixture
@@ -77,6 +78,28 @@ def test_splits_that_were_measured_together_are_of_the_data_they_are_in():
     data = DATA | {"splits": DATA["splits"] | {"test": {"slices": 20, "subjects": 5}}}
     assert is_of(measured("validation+test", 36, 9), data) and is_of(measured("test", 20, 5), data)
     assert not is_of(measured("validation+test", 36, 8), data) and not is_of(measured("other", 20, 5), data)
+
+
+def test_only_what_the_package_writes_is_published(model: Path, tmp_path: Path):
+    (model / "samples.png").write_bytes(b"pixels")
+    own = set(files_of(model))
+    assert own >= {"model_index.json", "pipeline_vq_ihdm.py", "samples.png", "training.json", "evaluation/report.json"}
+    assert own >= {"denoiser/denoiser.py", "denoiser/model.safetensors", "scheduler/scheduler_config.json"}
+    assert own == {file.relative_to(model).as_posix() for file in model.rglob("*") if file.is_file()}
+    left_there = (
+        "patient.png", "scans/patient.png", "evaluation/patient.png", "subjects.json", "notes_on_patients.md", "my.py",
+        "prior/subjects.json", ".cache/huggingface/download.json", ".git/config.json", "vqvae/._model.safetensors",
+    )  # fmt: skip
+    for name in left_there:
+        (model / name).parent.mkdir(parents=True, exist_ok=True)
+        (model / name).write_bytes(b"secret")
+    restricted(model)
+    assert set(files_of(model)) == own and failed_checks(model) == {}
+
+    tokenizer = tmp_path / "tokenizer"
+    tiny_vq_model().save_pretrained(tokenizer)
+    (record(tokenizer) / "subjects.json").write_text("secret")
+    assert set(files_of(tokenizer)) == {"config.json", "diffusion_pytorch_model.safetensors", "training.json"}
 
 
 def test_images_that_must_not_be_passed_on_are_not_published(template_set: Path, tmp_path: Path):

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ..errors import InputError
-from ..pipelines.saving import AUDIT_INDEX, SCANLESS, holds_training_images
+from ..pipelines.saving import SCANS, holds_training_images, own_files
 from ..uploading import HubRepository
 from .audit import audit_failures
 from .evaluated_data import own_report
@@ -14,8 +14,6 @@ from .figures import read_report
 from .model_card import model_card
 from .record import DATA_FACTS, RECORD, read_record
 
-# Only what this package writes leaves the machine, whatever else lies in a folder.
-MODEL_FILES = (".json", ".md", ".png", ".py", ".safetensors")
 SPACE_PIPELINE = "checkpoints/vq-ihdm-oasis-fine"  # where app.py looks for its pipeline
 COMMIT_MESSAGE = "Publish with vq-ihdm"
 
@@ -103,8 +101,7 @@ def failed_checks(folder: Path) -> dict[str, str]:
         raise InputError(f"{folder} is neither a model with its {RECORD} nor a built data set; name another folder")
     found = {}
     if not record["data"]["redistribution"]:
-        pictures = [name for name in files_of(folder) if name.endswith(".png")]
-        restricted = [name for name in [*pictures, AUDIT_INDEX] if (folder / name).is_file() and name not in SCANLESS]
+        restricted = [name for name in SCANS if (folder / name).is_file()]
         if holds_training_images(folder):
             restricted.append("a prior made of blurred training images")
         if restricted:
@@ -127,9 +124,8 @@ def failed_checks(folder: Path) -> dict[str, str]:
 
 
 def files_of(folder: Path) -> dict[str, Path]:
-    """The files of a model or data set that are to be uploaded."""
-    if is_data_set(folder):
-        chosen = [folder / "README.md", folder / DATA_FACTS, *folder.glob("data/*.parquet")]
-    else:
-        chosen = [file for file in folder.rglob("*") if file.suffix in MODEL_FILES]
+    """The files of a model or data set that are to be uploaded, whatever else lies in its folder."""
+    if not is_data_set(folder):
+        return own_files(folder)
+    chosen = [folder / "README.md", folder / DATA_FACTS, *folder.glob("data/*.parquet")]
     return {file.relative_to(folder).as_posix(): file for file in sorted(chosen)}
