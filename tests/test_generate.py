@@ -7,6 +7,7 @@ import os
 import runpy
 import shutil
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import nibabel as nib
@@ -23,7 +24,8 @@ from vq_ihdm import GANPipeline
 from vq_ihdm.baselines.stacks import LatentDecoder
 from vq_ihdm.errors import InputError
 from vq_ihdm.evaluation.image_sets import read_image_folder
-from vq_ihdm.synthetic.provenance import seed_of_image
+from vq_ihdm.synthetic.images_card import write_images_card
+from vq_ihdm.synthetic.provenance import Provenance, seed_of_image
 
 
 @pytest.fixture
@@ -261,6 +263,18 @@ def test_the_card_says_model_seed_licence_and_audit(shards, described_pipeline):
     for part in ("license: odbl", "- synthetic", "10 images", about["model"], about["weights"], "**Passed**"):
         assert part in card
     assert not any(part in card for part in [*described_pipeline.parts[1:-1], *shards.parts[1:-1]])
+
+
+def test_the_card_of_images_does_not_call_scans_confidential_that_have_a_licence(shards, described_pipeline, tmp_path):
+    model = Path(shutil.copytree(described_pipeline, tmp_path / "model"))
+    settings = json.loads((shards / "manifest.json").read_text())["settings"]
+    provenance = Provenance(**{field.name: settings[field.name] for field in fields(Provenance)})
+    for licence, redistribution in (("cc-by-4.0", True), ("other", False)):
+        record(model, source="own scans", licence=licence, redistribution=redistribution)
+        write_images_card(tmp_path, provenance, model, num_images=10)
+        card = (tmp_path / "README.md").read_text()
+        assert ("Published by its owner under cc-by-4.0." in card) == redistribution
+        assert ("confidential" in card) != redistribution
 
 
 def test_a_run_that_was_killed_over_its_manifest_goes_on(tmp_path):

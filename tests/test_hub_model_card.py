@@ -19,7 +19,7 @@ from vq_ihdm.hub.describe import describe
 from vq_ihdm.hub.figures import estimate
 from vq_ihdm.hub.model_card import model_card, write_model_card
 from vq_ihdm.hub.publishing import failed_checks
-from vq_ihdm.hub.record import METHODS, read_record, stage_record, write_record
+from vq_ihdm.hub.record import METHODS, UNKNOWN, read_record, stage_record, write_record
 
 
 @pytest.fixture
@@ -133,6 +133,31 @@ def test_a_licence_that_forbids_redistribution_is_stated(model: Path):
 def test_own_scans_under_a_licence_do_not_count_as_confidential(model: Path):
     card = model_card(record(model, source="own scans", licence="cc-by-4.0", redistribution=True))
     assert "under cc-by-4.0" in section(card, "Data and terms") and "confidential" not in card.text
+
+
+def test_the_splits_of_a_set_that_was_not_built_here_are_not_vouched_for(model: Path):
+    assert "no subject is in two splits" in section(model_card(model), "Data and terms")
+    write_record(model, UNKNOWN | {"splits": DATA["splits"]}, [STAGE])
+    data = section(model_card(model), "Data and terms")
+    assert "no subject is in two splits" not in data and "not known" in data
+
+
+@pytest.mark.parametrize(
+    ("flips", "said"),
+    [
+        ([True, True], "`train_ihdm.py` and `train_vqgan.py` mirrored slices"),
+        ([False, True], "`train_ihdm.py` mirrored slices"),
+        ([False, False], None),
+    ],
+)
+def test_slices_were_mirrored_where_the_record_says_so(model: Path, flips: list[bool], said: str | None):
+    stages = [
+        STAGE | {"script": script, "settings": {"random_flip": flip}}
+        for script, flip in zip(("train_vqgan.py", "train_ihdm.py"), flips, strict=True)
+    ]
+    write_record(model, DATA, stages)
+    data = section(model_card(model), "Data and terms")
+    assert said in data if said else "mirrored" not in data
 
 
 def test_the_authors_notes_are_quoted(model: Path):

@@ -108,7 +108,7 @@ def model_card(folder: Path, name: str | None = None) -> ModelCard:
         f"## What it can be asked for\n\n{asked}" if (asked := describe_covariates(folder, report)) else "",
         f"## Evaluation\n\n{describe_evaluation(report, system)}",
         f"## Memorisation audit\n\n{describe_audit(report, system)}",
-        f"## Data and terms\n\n{describe_data(data)}",
+        f"## Data and terms\n\n{describe_data(record)}",
         f"## Training\n\n{describe_training(record, folder)}",
         f"## Limits\n\n{describe_limits(data, system)}",
         f"## Notes\n\n{(folder / 'notes.md').read_text().strip()}" if (folder / "notes.md").is_file() else "",
@@ -239,32 +239,46 @@ def describe_audit(report: dict[str, Any] | None, system: str) -> str:
     return "\n".join([*verdict, "", *details, "", "</details>"])
 
 
-def describe_data(data: dict[str, Any]) -> str:
+def describe_data(record: dict[str, Any]) -> str:
+    data = record["data"]
     source: Source = SOURCES.get(data["source"], OWN)
     rows = [[split, count.get("subjects", "unknown"), count["slices"]] for split, count in data["splits"].items()]
-    own_licence = f"Published by its owner under {data['licence']}."  # given to the builder, see `with_licence`
-    terms = source.terms if data["licence"] == source.licence else own_licence
+    apart = "no subject is in two splits" if is_built(data) else "whether subjects are in two is not known"
     code = "The code in this repository is under Apache-2.0; the weights are passed on under the terms of the data."
     if not data["redistribution"]:
         code += " **The images of the data set must not be redistributed, and none is part of this repository.**"
     return "\n".join(
         [
-            f"{source.description} The networks saw the training split alone; no subject is in two splits.",
+            f"{source.description} The networks saw the training split alone; {apart}.",
             "",
             *table(["split", "subjects", "slices"], [map(str, row) for row in rows]),
             "",
-            f"**Preprocessing.** {describe_preprocessing(data)}",
+            f"**Preprocessing.** {describe_preprocessing(record)}",
             "",
-            terms,
+            describe_terms(data),
             "",
             code,
         ]
     )
 
 
-def describe_preprocessing(data: dict[str, Any]) -> str:
-    text = "Grey levels are scaled to [-1, 1] and slices mirrored left and right at random in training."
-    if "image_size" in data:
+def is_built(data: dict[str, Any]) -> bool:
+    """Whether dataset_scripts/ built the set: then its facts are known, and it was split by subject."""
+    return "image_size" in data
+
+
+def describe_terms(data: dict[str, Any]) -> str:
+    source: Source = SOURCES.get(data["source"], OWN)
+    own_licence = f"Published by its owner under {data['licence']}."  # given to the builder, see `with_licence`
+    return source.terms if data["licence"] == source.licence else own_licence
+
+
+def describe_preprocessing(record: dict[str, Any]) -> str:
+    data, text = record["data"], "Grey levels are scaled to [-1, 1]."
+    mirroring = sorted({f"`{stage['script']}`" for stage in record["stages"] if stage["settings"].get("random_flip")})
+    if mirroring:
+        text += f" {' and '.join(mirroring)} mirrored slices left and right at random."
+    if is_built(data):
         (height, width), (vertical, horizontal) = data["image_size"], data["spacing_mm"]
         text = (
             f"{width}x{height} pixels of {horizontal:g}x{vertical:g} mm, {data['bit_depth']} bit, anterior up. {text}"

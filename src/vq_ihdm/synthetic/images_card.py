@@ -10,7 +10,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from ..data.data_card import size_category
 from ..files import replacing
 from ..hub.evaluated_data import own_report
-from ..hub.model_card import SOURCES, describe_audit
+from ..hub.model_card import describe_audit, describe_terms
 from ..hub.record import read_record
 from .provenance import Provenance
 
@@ -35,9 +35,8 @@ def write_images_card(folder: Path, provenance: Provenance, pipeline: Path, num_
     )
     terms = "It is unknown on which data, and under which terms, the model was trained."
     if record is not None:
-        source = SOURCES.get(record["data"]["source"])
         terms = f"The model was trained on {record['data']['source']}, whose terms hold for what it draws. "
-        terms += source.terms if source else f"Licence: {record['data']['licence']}."
+        terms += describe_terms(record["data"])
     text = f"""---
 {data.to_yaml()}
 ---
