@@ -226,14 +226,14 @@ def begin_set(args: argparse.Namespace, provenance: Provenance, num_images: int)
     Raises:
         InputError: something speaks against publishing images of this model.
     """
-    from vq_ihdm.hub.publishing import refuse
+    from vq_ihdm.hub.publishing import refuse_drawn
     from vq_ihdm.synthetic.images_card import write_images_card
     from vq_ihdm.synthetic.upload import ShardUpload
 
     folder = pipeline_folder(args.pipeline)
     if args.push_to_hub is not None:
         overruled = [name for name in ("unevaluated", "failed_audit") if getattr(args, f"allow_{name}")]
-        refuse(folder, ["restricted_images", *overruled])  # the pipeline's own pictures stay where they are
+        refuse_drawn(folder, overruled)
     write_images_card(args.output_dir, provenance, folder, num_images)
     return ShardUpload(args.output_dir, args.push_to_hub, args.private) if args.push_to_hub is not None else None
 

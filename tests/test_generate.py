@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import GENERATE_FLAGS, ROOT, SHARD_FLAGS, run_script, tiny_vq_ihdm
 from datasets import load_dataset
-from hub_fixtures import evaluate, record
+from hub_fixtures import evaluate, fitted_prior, record, restricted
 from PIL import Image
 
 import generate as generate_script
@@ -24,6 +24,7 @@ from vq_ihdm import GANPipeline
 from vq_ihdm.baselines.stacks import LatentDecoder
 from vq_ihdm.errors import InputError
 from vq_ihdm.evaluation.image_sets import read_image_folder
+from vq_ihdm.hub.publishing import refuse_drawn
 from vq_ihdm.synthetic.images_card import write_images_card
 from vq_ihdm.synthetic.provenance import Provenance, seed_of_image
 
@@ -330,6 +331,18 @@ def test_images_of_a_model_without_a_passed_audit_are_not_pushed(generate, descr
     assert "--allow_unevaluated" in refusal(generate, *few, pipeline=unevaluated)
     assert "--allow_failed_audit" in refusal(generate, *few, pipeline=evaluate(unevaluated, ratio=0.5))
     assert not any((tmp_path / "images").glob("data/*"))
+
+
+@pytest.mark.parametrize("kind", ["slice", "images"])
+def test_images_drawn_from_blurred_scans_are_not_pushed_where_these_are_restricted(
+    generate, described_pipeline, tmp_path, kind
+):
+    model = Path(shutil.copytree(described_pipeline, tmp_path / "model"))
+    restricted(model)
+    refuse_drawn(model, [])  # of a mixture
+    fitted_prior(kind).save_pretrained(model / "prior")
+    said = refusal(generate, *SHARD_FLAGS, "--push_to_hub", "name", pipeline=model)
+    assert "draws from blurred images of ADNI" in said and "--prior mixture" in said
 
 
 # ---- covariates ----------------------------------------------------------------------------------------------------

@@ -84,6 +84,21 @@ def refuse(folder: Path, allow: Collection[str]) -> None:
             raise InputError(f"{sentence}; --allow_{option} publishes it all the same")
 
 
+def refuse_drawn(folder: Path, allow: Collection[str]) -> None:
+    """As `refuse`, for images that the pipeline in `folder` drew: its own pictures and weights stay where they are.
+
+    Raises:
+        InputError: a check failed, or images are drawn from blurred training images that must not be passed on.
+    """
+    refuse(folder, ["restricted_images", *allow])
+    data = read_record(folder)["data"]
+    if holds_training_images(folder) and not data["redistribution"]:
+        raise InputError(
+            f"{folder} draws from blurred images of {data['source']}, which must not be passed on, and what it draws "
+            "shows them; train with --prior mixture"
+        )
+
+
 def failed_checks(folder: Path) -> dict[str, str]:
     """The checks before publishing that a folder fails: sentences, by the name of the option that overrules them.
 
