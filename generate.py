@@ -37,7 +37,7 @@ from tqdm.auto import tqdm
 from vq_ihdm import load_pipeline
 from vq_ihdm.arguments import positive_float, positive_int, seed_int
 from vq_ihdm.errors import InputError, run
-from vq_ihdm.files import replacing
+from vq_ihdm.files import read_json, replacing
 from vq_ihdm.hub.record import read_record
 from vq_ihdm.pictures import contact_sheet, save_picture
 from vq_ihdm.sampling_arguments import add_sampling_arguments, sampling_arguments
@@ -190,7 +190,7 @@ def read_manifest(output_dir: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The manifest of an earlier run with these settings; empty for a new folder.
 
     Raises:
-        InputError: the folder holds images of other settings, or something else.
+        InputError: the folder holds images of other settings, or something else, or its manifest is damaged.
     """
     file = output_dir / "manifest.json"
     if not file.is_file():
@@ -202,12 +202,12 @@ def read_manifest(output_dir: Path, settings: dict[str, Any]) -> dict[str, Any]:
         output_dir.glob("data/*")
     ):  # stopped by a mistake in its settings
         return {}
-    manifest = json.loads(file.read_text())
+    manifest = read_json(file)
+    there = manifest.get("settings", {})
     for name, value in settings.items():
-        if manifest["settings"].get(name) != value:
-            there = manifest["settings"].get(name)
+        if there.get(name) != value:
             raise InputError(
-                f"{output_dir} holds images of other settings ({name}: {there} there, {value} now); "
+                f"{output_dir} holds images of other settings ({name}: {there.get(name)} there, {value} now); "
                 "name a new --output_dir"
             )
     return manifest

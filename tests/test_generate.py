@@ -286,6 +286,13 @@ def test_a_run_that_was_killed_over_its_manifest_goes_on(tmp_path):
         generate_script.read_manifest(tmp_path, {})
 
 
+@pytest.mark.parametrize("damaged", ['{"settings": ', "[]"])
+def test_a_damaged_manifest_is_named(generate, generated, tmp_path, damaged):
+    folder = shutil.copytree(generated, tmp_path / "images")
+    (folder / "manifest.json").write_text(damaged)
+    assert "manifest.json" in refusal(generate, *GENERATE_FLAGS)
+
+
 @pytest.mark.slow
 def test_a_set_that_is_killed_again_and_again_equals_one_that_is_not(shards, described_pipeline, tmp_path, monkeypatch):
     folder = tmp_path / "images"

@@ -10,7 +10,8 @@ from hub_fixtures import DATA, evaluate, fitted_prior, memorising, record, restr
 
 from vq_ihdm.errors import InputError
 from vq_ihdm.hub.evaluated_data import is_of
-from vq_ihdm.hub.publishing import failed_checks, files_of, refuse
+from vq_ihdm.hub.publishing import failed_checks, files_of, publish, refuse
+from vq_ihdm.pipelines.saving import upload
 
 
 @pytest.fixture
@@ -109,6 +110,22 @@ def test_images_that_must_not_be_passed_on_are_not_published(template_set: Path,
     (data / "vq_ihdm.json").write_text(json.dumps(facts))
     with pytest.raises(InputError, match=r"ADNI.*--allow_restricted_images"):
         refuse(data, [])
+
+
+@pytest.mark.parametrize("name", ["training.json", "evaluation/report.json", "model_index.json", "prior/config.json"])
+def test_a_damaged_file_is_named(model: Path, name: str):
+    restricted(model)
+    (model / name).write_text('{"data": ')
+    with pytest.raises(InputError, match=f"{name} cannot be read"):
+        publish(model, "name")
+    with pytest.raises(InputError, match=f"{name} cannot be read"):
+        upload(model, "name", True, None, "message")
+
+
+def test_damaged_facts_of_a_data_set_are_named(tmp_path: Path):
+    (tmp_path / "vq_ihdm.json").write_text("{")
+    with pytest.raises(InputError, match="vq_ihdm.json cannot be read"):
+        refuse(tmp_path, [])
 
 
 def test_a_folder_of_unknown_origin_is_refused(pipeline_folder: Path):

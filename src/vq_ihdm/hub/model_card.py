@@ -5,7 +5,6 @@ What a card says comes from `training.json` (`record.py`), the components' own c
 as it is. A card can be written again at any time, say after an evaluation.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -308,7 +307,7 @@ def describe_training(record: dict[str, Any], folder: Path) -> str:
     texts.append("\n".join(parts) if parts else f"- {count_parameters(folder)}")
     prior = folder / "prior" / "config.json"
     if prior.is_file():
-        config = json.loads(prior.read_text())
+        config = read_json(prior)
         texts.append(
             f"Blurry prior: kind `{config['kind']}` at sigma {config['sigma']:g} in cells of its grid, "
             f"{config['num_modes']} cosine modes, rank {config['rank']}, {config['num_components']} components, "

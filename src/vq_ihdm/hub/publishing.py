@@ -1,11 +1,11 @@
 """Upload a model, a data set or the demonstration page to the Hub: in one commit, after checks."""
 
 import argparse
-import json
 from collections.abc import Collection
 from pathlib import Path
 
 from ..errors import InputError
+from ..files import read_json
 from ..pipelines.saving import SCANS, holds_training_images, own_files
 from ..uploading import HubRepository
 from .audit import audit_failures
@@ -39,8 +39,8 @@ def publish(folder: str | Path, repo_id: str, private: bool = True, allow: Colle
     """
     folder = Path(folder)
     refuse(folder, allow)
-    repository = HubRepository(repo_id, "dataset" if is_data_set(folder) else "model", private)
     contents: dict[str, Path | bytes] = {**files_of(folder)}
+    repository = HubRepository(repo_id, "dataset" if is_data_set(folder) else "model", private)
     if not is_data_set(folder):  # a card whose examples name the model's new place
         contents["README.md"] = str(model_card(folder, repository.repo_id)).encode()
     repository.commit(contents, COMMIT_MESSAGE, mirror=True)
@@ -106,7 +106,7 @@ def failed_checks(folder: Path) -> dict[str, str]:
         InputError: the folder holds nothing that could be published.
     """
     if is_data_set(folder):
-        facts = json.loads((folder / DATA_FACTS).read_text())
+        facts = read_json(folder / DATA_FACTS)
         if facts["redistribution"]:
             return {}
         return {"restricted_images": f"{folder} holds images of {facts['source']}, which must not be passed on"}

@@ -1,7 +1,6 @@
 """A growing data set on the Hub: one commit a shard, so that an upload that breaks off goes on where it stopped."""
 
 import hashlib
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.hf_api import RepoFile
 
 from ..errors import InputError
+from ..files import read_json
 from ..uploading import HubRepository, hub_errors
 
 
@@ -33,7 +33,7 @@ class ShardUpload:
             tree = self.repository.api.list_repo_tree(repo_id, repo_type="dataset", recursive=True)
             files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
             files.pop(".gitattributes", None)
-            if files and self._settings(files) != json.loads((folder / "manifest.json").read_text())["settings"]:
+            if files and self._settings(files) != read_json(folder / "manifest.json")["settings"]:
                 raise InputError(f"{repo_id} holds something else than these images; name another repository")
         self.sent = {path: entry.lfs.sha256 for path, entry in files.items() if entry.lfs is not None}
         self._commit("manifest.json", "README.md")
@@ -51,7 +51,7 @@ class ShardUpload:
         if "manifest.json" not in files:
             return None
         manifest = hf_hub_download(self.repository.repo_id, "manifest.json", repo_type="dataset")
-        return json.loads(Path(manifest).read_text())["settings"]
+        return read_json(manifest).get("settings")
 
     def _commit(self, *names: str) -> None:
         contents = {name: self.folder / name for name in names}
