@@ -174,7 +174,8 @@ def memorise(pipe, codes: torch.Tensor) -> None:
     denoiser = pipe.denoiser
     torch.manual_seed(0)
     sharp = denoiser.embed_codes(codes)
-    pipe.prior = fit_prior(sharp, pipe.prior.sigma, rank=7, num_components=1)
+    pipe.prior = fit_prior(sharp, pipe.prior.sigma, "images")
+    pipe.prior.allow_saving_images = True
     optimizer = torch.optim.Adam(denoiser.parameters(), 2e-3)
     timesteps = torch.full((len(codes),), pipe.scheduler.config.num_train_timesteps)
     for _ in range(200):
