@@ -6,8 +6,8 @@
 
 The repository is private unless --no-private is given, and changes in a single commit or not at all. A model's card is
 written anew from the folder's records, and whatever this package did not write there stays where it is. Refused, unless
-an option says otherwise: images, or a prior made of blurred training images, of a data set that must not be passed on; a
-model that was not evaluated on the data it was trained on; one whose memorisation audit failed.
+an option says otherwise: images, or a prior made of blurred training images, of a data set that must not be passed on;
+a model that was not evaluated on the data it was trained on; one whose memorisation audit failed.
 """
 
 import argparse
