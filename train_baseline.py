@@ -50,6 +50,7 @@ from vq_ihdm.data.conditioning import covariate_table, find_vocabulary, slice_su
 from vq_ihdm.data.images import SliceTensors, check_image_size, load_slices
 from vq_ihdm.data.slices import mirror_at_random, spread_indices, spread_slices
 from vq_ihdm.data.tokens import draw_views, load_tokens
+from vq_ihdm.errors import InputError
 from vq_ihdm.errors import run as run_script
 from vq_ihdm.fit_prior import fit_prior
 from vq_ihdm.hub.describe import save_trained_pipeline
@@ -290,6 +291,8 @@ def train_pixel_ihdm(
     args: argparse.Namespace, accelerator: TimedAccelerator, splits: DatasetDict
 ) -> tuple[TrainingRun, Callable[[], DiffusionPipeline]]:
     check_prior_arguments(args)
+    if len(args.block_out_channels) < 2:
+        raise InputError("--block_out_channels needs at least two widths: the UNet attends at its two coarsest sizes")
     device, K = accelerator.device, args.num_train_timesteps
     source = args.dataset_name or args.train_data_dir
     height, width = check_image_size(splits["train"], source, 2 ** (len(args.block_out_channels) - 1))
@@ -362,6 +365,8 @@ def train_gan(
     size = check_image_size(splits["train"], args.dataset_name or args.train_data_dir, FACTOR)
     options = {"released": args.released} if args.model == "wgan" else {}
     gan = GANS[args.model](*size, args.latent_dim, **options)
+    if args.train_batch_size == 1 and any(isinstance(layer, nn.BatchNorm1d) for layer in gan.modules()):
+        raise InputError(f"--model {args.model} normalises vectors over a batch; give --train_batch_size 2 or more")
     held_out = spread_slices(splits["validation"], args.num_validation_images) / 2 + 0.5
 
     def validate(averaged: LatentDecoder):

@@ -48,7 +48,7 @@ from vq_ihdm.vqgan.criterion import Criterion
 from vq_ihdm.vqgan.discriminator import PatchDiscriminator
 from vq_ihdm.vqgan.losses import discriminator_loss
 from vq_ihdm.vqgan.model import TrainableVQModel, create_vq_model, downsampling_factor, load_vq_model
-from vq_ihdm.vqgan.perceptual import PerceptualLoss
+from vq_ihdm.vqgan.perceptual import SMALLEST_SIDE, PerceptualLoss
 from vq_ihdm.vqgan.projected_discriminator import ProjectedDiscriminator
 
 
@@ -207,6 +207,12 @@ def make_networks(
         )
     if args.texture_weight and args.perceptual == "none":
         raise InputError("--texture_weight needs the features of --perceptual, which is none; name a trunk")
+    seen, needed = min(*size, args.perceptual_crop_size or max(size)), SMALLEST_SIDE.get(args.perceptual, 0)
+    if seen < needed:
+        raise InputError(
+            f"--perceptual {args.perceptual} needs at least {needed} pixels a side and would see {seen}; raise "
+            "--perceptual_crop_size, or bring slices to a larger --resolution"
+        )
     if args.pretrained_model_name_or_path is not None:
         vq_model = load_vq_model(args.pretrained_model_name_or_path)
     else:

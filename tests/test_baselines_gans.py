@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import run_script
+from conftest import refusal, run_script
 from diffusers import DiffusionPipeline
 from scipy.optimize import linear_sum_assignment
 from torch import nn
@@ -273,6 +273,13 @@ def test_command_line(name, template_set, tmp_path):
     batches = {"wgan": 6, "alphawgan": 3, "vaegan": 3, "ccegan": 5}[name]
     assert (metrics["step"], metrics["images_seen"]) == (1, 4 * batches)
     assert load_pipeline(tmp_path / "pipeline")(1).images[0].size == (32, 32)
+
+
+@pytest.mark.parametrize("name", ["alphawgan", "vaegan"])
+def test_vectors_cannot_be_normalised_over_a_single_image(name, template_set, tmp_path):
+    arguments = [*flags(name, template_set, 1), "--train_batch_size", 1, "--output_dir", tmp_path / "run"]
+    assert "--train_batch_size 2 or more" in refusal(run_script, "train_baseline.py", *arguments)
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import run_script
+from conftest import refusal, run_script
 from diffusers import DiffusionPipeline
 
 from vq_ihdm import PixelIHDMPipeline, load_pipeline
@@ -161,6 +161,12 @@ def test_command_line_refuses_a_prior_of_training_slices(template_set, tmp_path)
     with pytest.raises(SystemExit) as exit:
         run_script("train_baseline.py", *FLAGS, "--dataset_name", template_set, "--output_dir", tmp_path)
     assert "--allow_training_image_prior" in str(exit.value)
+
+
+def test_command_line_refuses_a_single_width(template_set, tmp_path):
+    flags = [*FLAGS, "--dataset_name", template_set, "--output_dir", tmp_path / "run", "--allow_training_image_prior"]
+    assert "needs at least two widths" in refusal(run_script, "train_baseline.py", *flags, "--block_out_channels", 8)
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 @pytest.mark.slow

@@ -119,6 +119,9 @@ def test_mistakes_about_paths(ihdm, vqgan, vqgan_run, tmp_path):
     without = ("--perceptual", "none", "--discriminator", "patch", "--texture_weight", 1)
     assert "--texture_weight needs the features of --perceptual" in refusal(vqgan, *without)
     assert "--discriminator patch" in refusal(vqgan, "--perceptual", "none")
+    for trunk, size in [("vgg", 15), ("alex", 30)]:
+        said = refusal(vqgan, "--perceptual", trunk, "--perceptual_crop_size", size)
+        assert f"needs at least {size + 1} pixels a side" in said and "raise --perceptual_crop_size" in said
     assert "needs --pretrained_model_name_or_path" in refusal(vqgan, "--train_decoder_only")
     assert "cannot be read as safetensors" in refusal(vqgan, "--perceptual_weights", tmp_path / "missing")
     assert "no complete checkpoint" in refusal(vqgan, "--resume_from_checkpoint", tmp_path / "checkpoint-9")

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torchvision.models import alexnet
+from torchvision.models import alexnet, vgg16
 
 from vq_ihdm.errors import InputError
-from vq_ihdm.vqgan.perceptual import PerceptualLoss
+from vq_ihdm.vqgan.perceptual import SMALLEST_SIDE, PerceptualLoss
 from vq_ihdm.vqgan.windows import crop, draw_windows
 
 pytestmark = pytest.mark.usefixtures("seeded")
@@ -21,6 +21,19 @@ def test_perceptual_loss_has_the_trunk_of_the_file(perceptual, trunk):
     net.features.load_state_dict({k.removeprefix("features."): v for k, v in load_file(trunk).items()})
     inputs = perceptual.lpips.scaling_layer(first.expand(-1, 3, -1, -1))
     torch.testing.assert_close(perceptual.lpips.net(inputs).relu1, net.features[:2](inputs))
+
+
+def test_the_smallest_images(trunk, tmp_path):
+    with torch.device("meta"):
+        names_and_shapes = vgg16().features.state_dict().items()
+    weights = {f"features.{name}": torch.zeros(weight.shape) for name, weight in names_and_shapes}
+    save_file(weights, tmp_path / "vgg.safetensors")
+    for name, file in {"alex": trunk, "vgg": tmp_path / "vgg.safetensors"}.items():
+        loss = PerceptualLoss(name, str(file))
+        smallest = torch.rand(2, 1, SMALLEST_SIDE[name], SMALLEST_SIDE[name])
+        assert loss.features(smallest)[-1].shape[2:] == (1, 1)
+        with pytest.raises(RuntimeError, match="too small"):
+            loss.features(smallest[..., 1:])
 
 
 def test_perceptual_loss_is_a_fixed_measure(perceptual):

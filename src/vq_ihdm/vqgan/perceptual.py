@@ -9,6 +9,8 @@ from torch import nn
 
 from ..errors import InputError
 
+SMALLEST_SIDE = {"vgg": 16, "alex": 31}  # of images, in pixels: it leaves one pixel in a trunk's coarsest map
+
 
 class PerceptualLoss(nn.Module):
     """LPIPS between (B, 1, H, W) images in [-1, 1], without trainable parameters.
