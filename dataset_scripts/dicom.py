@@ -6,12 +6,14 @@
 
 Folders keep their names below OUTPUT_DIR, for these tell subject, series, date and image id. A series that lacks images
 or cannot be read is left out and named, with the reason, in OUTPUT_DIR.left_out.csv. Folders that were converted
-before are not converted again: start an interrupted conversion again and it goes on.
+before are not converted again: start an interrupted conversion again and it goes on. Convert the same series from one
+process at a time.
 """
 
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -20,6 +22,8 @@ from tqdm import tqdm
 
 from vq_ihdm.data.building import Rejections
 from vq_ihdm.errors import InputError, run
+
+UNFINISHED = ".converting-"  # begins the name of the folder that a series' volumes are made in
 
 
 def is_dicom(path: Path) -> bool:
@@ -43,6 +47,8 @@ def series_folders(folder: Path) -> list[Path]:
 def convert(program: str, series: Path, output: Path, name: str) -> str:
     """Convert the DICOM files in one folder to .nii.gz files in `output`, all or none of them.
 
+    At every moment before the last volume is in its place a folder they are made in is there (see `is_converted`).
+
     Args:
         program: the path of dcm2niix.
         name: of the files, in dcm2niix's pattern.
@@ -51,21 +57,30 @@ def convert(program: str, series: Path, output: Path, name: str) -> str:
         why it could not be done; empty when it was.
     """
     output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output, prefix=".converting-") as temporary:
-        # Compressed, without a sidecar (it repeats what identifies people), this folder alone, no file overwritten.
-        options = ["-z", "y", "-b", "n", "-d", "0", "-w", "2", "-f", name, "-o", temporary]
-        done = subprocess.run(
-            [program, *options, series], capture_output=True, text=True, errors="replace", check=False
-        )
-        found = sum(map(int, re.findall(r"Found (\d+) DICOM", done.stdout)))
-        converted = sum(map(int, re.findall(r"Convert (\d+) DICOM", done.stdout)))
-        if "Missing images" in done.stdout:
-            return "lacks images by their numbers; download the series again"
-        if done.returncode or converted < max(found, 1):
-            return f"cannot be converted ({converted} of {found} files; dcm2niix ends with {done.returncode})"
-        for file in sorted(Path(temporary).iterdir()):
+    leftovers = list(output.glob(f"{UNFINISHED}*"))  # of conversions that were interrupted
+    temporary = Path(tempfile.mkdtemp(dir=output, prefix=UNFINISHED))
+    for leftover in leftovers:
+        shutil.rmtree(leftover)
+    # Compressed, without a sidecar (it repeats what identifies people), this folder alone, no file overwritten.
+    options = ["-z", "y", "-b", "n", "-d", "0", "-w", "2", "-f", name, "-o", temporary]
+    done = subprocess.run([program, *options, series], capture_output=True, text=True, errors="replace", check=False)
+    found = sum(map(int, re.findall(r"Found (\d+) DICOM", done.stdout)))
+    converted = sum(map(int, re.findall(r"Convert (\d+) DICOM", done.stdout)))
+    reason = ""
+    if "Missing images" in done.stdout:
+        reason = "lacks images by their numbers; download the series again"
+    elif done.returncode or converted < max(found, 1):
+        reason = f"cannot be converted ({converted} of {found} files; dcm2niix ends with {done.returncode})"
+    else:
+        for file in sorted(temporary.iterdir()):
             os.replace(file, output / file.name)
-    return ""
+    shutil.rmtree(temporary)
+    return reason
+
+
+def is_converted(output: Path) -> bool:
+    """Whether `convert` has put all volumes of a series into `output`."""
+    return any(output.glob("*.nii.gz")) and not any(output.glob(f"{UNFINISHED}*"))
 
 
 def main() -> None:
@@ -89,7 +104,7 @@ def main() -> None:
     folders = series_folders(args.input_dir)
     for series in tqdm(folders, "Series"):
         output = args.output_dir / series.relative_to(args.input_dir)
-        if any(output.glob("*.nii.gz")):  # of an earlier start
+        if is_converted(output):  # by an earlier start
             continue
         reason = convert(dcm2niix.bin, series, output, args.name)
         if reason:

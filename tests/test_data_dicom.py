@@ -1,11 +1,13 @@
 """DICOM series become the volumes they were, where their folders say whose they are."""
 
+import shutil
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from conftest import left_out, run_script
+from killing import child, reap
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from volume_helpers import volume
@@ -13,9 +15,9 @@ from volume_helpers import volume
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
 
 
-def write_series(folder: Path, image: nib.Nifti1Image) -> None:
+def write_series(folder: Path, image: nib.Nifti1Image, series_number: int = 3) -> None:
     """A head (RAS axes, 2 mm) as axial DICOM images, rows from anterior to posterior, columns from right to left."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     data = np.asarray(image.dataobj)
     study, series, frame = (generate_uid() for _ in range(3))
     x, y, z = image.affine[:3, 3]
@@ -29,7 +31,7 @@ def write_series(folder: Path, image: nib.Nifti1Image) -> None:
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = study, series, frame
         dataset.Modality, dataset.Manufacturer, dataset.PatientID = "MR", "GE", "nobody"
-        dataset.SeriesDescription, dataset.SeriesNumber, dataset.InstanceNumber = "MP-RAGE", 3, number + 1
+        dataset.SeriesDescription, dataset.SeriesNumber, dataset.InstanceNumber = "MP-RAGE", series_number, number + 1
         dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
         dataset.ImagePositionPatient = [*corner, z + 2 * number]
         dataset.PixelSpacing, dataset.SliceThickness = [2, 2], 2
@@ -38,7 +40,7 @@ def write_series(folder: Path, image: nib.Nifti1Image) -> None:
         dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
         dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
         dataset.PixelData = pixels.tobytes()
-        dataset.save_as(folder / f"{number:03d}.dcm", enforce_file_format=True)
+        dataset.save_as(folder / f"{series_number}_{number:03d}.dcm", enforce_file_format=True)
 
 
 def convert(folder: Path, output: Path, *options: object) -> None:
@@ -49,7 +51,7 @@ def test_series_become_volumes(tmp_path: Path, capsys: pytest.CaptureFixture):
     whole, gap, cut = (tmp_path / "in" / f"002_S_000{n}" / "MP-RAGE" / "2006-04-18" / f"I{n}" for n in range(3))
     for folder in (whole, gap, cut):
         write_series(folder, volume())
-    (gap / "011.dcm").unlink()
+    (gap / "3_011.dcm").unlink()
     for path in sorted(cut.iterdir())[:5]:
         path.write_bytes(path.read_bytes()[:700])
 
@@ -68,6 +70,33 @@ def test_series_become_volumes(tmp_path: Path, capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit, match="002_S_000[12]"):
         convert(tmp_path / "in", tmp_path / "out", "--strict")
     assert converted.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("half_moved", [False, True])
+def test_a_conversion_that_is_killed_goes_on(tmp_path: Path, half_moved: bool):
+    """Whenever it is killed; also one that finds a folder of two series of which a killed one moved the first alone."""
+    pytest.importorskip("dcm2niix")
+    for number in (3, 4):
+        write_series(tmp_path / "in" / "I1", volume(), number)
+    convert(tmp_path / "in", tmp_path / "whole")
+    kills = 0
+    while True:
+        output = tmp_path / f"out{kills}"
+        if half_moved:
+            shutil.copytree(tmp_path / "whole", output)
+            (output / "I1" / ".converting-0").mkdir()
+            (output / "I1" / "MP-RAGE_4.nii.gz").rename(output / "I1" / ".converting-0" / "MP-RAGE_4.nii.gz")
+        if not reap(child(lambda output=output: convert(tmp_path / "in", output), killed_before_call=kills + 1)):
+            break
+        kills += 1
+        convert(tmp_path / "in", output)
+        assert contents(output) == contents(tmp_path / "whole")
+    assert kills > 10
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What lies in a folder at any depth; of folders the names."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
 
 
 def test_no_dicom(tmp_path: Path):
