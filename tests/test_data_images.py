@@ -106,6 +106,17 @@ def test_a_plain_folder_holds_out_whole_subjects(image_folder):
     assert (len(splits["train"]), len(splits["validation"])) == (12, 4)
 
 
+def test_a_set_without_a_validation_split_keeps_its_test_split(template_set, tmp_path):
+    built = load_dataset(str(template_set))
+    for name in ("train", "test"):
+        built[name].to_parquet(tmp_path / "set" / f"{name}.parquet")
+    splits = load_slices(str(tmp_path / "set"))
+    assert splits.keys() == {"train", "validation", "test"}
+    assert splits["test"]["subject"] == built["test"]["subject"]
+    assert set(splits["train"]["subject"]) | set(splits["validation"]["subject"]) == set(built["train"]["subject"])
+    assert not set(splits["train"]["subject"]) & set(splits["validation"]["subject"])
+
+
 def test_sets_that_cannot_be_used(image_folder, template_set, tmp_path):
     def refused(*arguments):
         with pytest.raises(InputError) as error:

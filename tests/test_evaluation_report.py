@@ -152,13 +152,14 @@ def test_sets_are_read_with_subjects_and_levels(tmp_path):
         read_data_set(str(tmp_path), ["dev"])
 
 
-def test_a_person_on_both_sides_is_refused(tmp_path):
+@pytest.mark.parametrize(("other", "shared"), [("validation", 4), ("test", 3)])  # one of train is held out beside test
+def test_a_person_on_both_sides_is_refused(tmp_path, other, shared):
     image_set = people(4)
     (tmp_path / "data").mkdir()
-    for name in ("train", "validation"):
+    for name in ("train", other):
         split = as_split(image_set.images, subject=image_set.subjects.astype(str).tolist())
         split.to_parquet(tmp_path / "data" / f"{name}-00000-of-00001.parquet")
-    with pytest.raises(InputError, match="4 subjects .* stand both in train and in validation"):
+    with pytest.raises(InputError, match=f"{shared} subjects .* stand both in train and in {other}"):
         read_data_set(str(tmp_path), None)
 
 

@@ -21,10 +21,12 @@ def load_slices(
 ) -> DatasetDict:
     """Load a set with at least the splits `train` and `validation`.
 
+    Where it has no `validation`, a tenth of the subjects of `train` becomes that split.
+
     Args:
         dataset_name: a set built by `dataset_scripts` (a local folder) or a data set on the Hub.
-        train_data_dir: instead, a plain folder of images (`datasets`' imagefolder); a tenth of its subjects,
-            after the `subject` column of its `metadata.csv`, becomes the validation split.
+        train_data_dir: instead, a plain folder of images (`datasets`' imagefolder) with a `metadata.csv`, whose
+            column `subject` tells whose they are.
         image_column: where the set has its images; `image` in what is returned.
         resolution: bring the shorter side of every image to so many pixels,
         center_crop: and then cut the middle square out of it.
@@ -56,7 +58,7 @@ def load_slices(
         splits = splits.remove_columns("image") if "image" in columns else splits
         splits = splits.rename_column(image_column, "image")
     if "validation" not in splits:
-        splits = _hold_out_subjects(splits["train"], source)
+        splits = DatasetDict(splits | _hold_out_subjects(splits["train"], source))
     if resolution is not None:
         splits = DatasetDict({name: _resized(split, resolution, center_crop) for name, split in splits.items()})
     sizes = {}
