@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import GENERATE_FLAGS, ROOT, SHARD_FLAGS, run_script, tiny_vq_ihdm
@@ -27,6 +28,7 @@ from vq_ihdm.evaluation.image_sets import read_image_folder
 from vq_ihdm.hub.publishing import refuse_drawn
 from vq_ihdm.synthetic.images_card import write_images_card
 from vq_ihdm.synthetic.provenance import Provenance, seed_of_image
+from vq_ihdm.synthetic.shards import ParquetShards
 
 
 @pytest.fixture
@@ -320,6 +322,30 @@ def test_a_set_that_is_killed_again_and_again_equals_one_that_is_not(shards, des
 def names_below(folder: Path) -> set[str]:
     """All names in a folder at any depth; `os.walk`, unlike `rglob`, does not mind what vanishes meanwhile."""
     return {f"{top}/{name}" for top, folders, files in os.walk(folder) for name in (*folders, *files)}
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-40], lambda data: flip(data[:1000]) + data[1000:]])
+def test_a_damaged_shard_is_drawn_again(shards, described_pipeline, tmp_path, damage):
+    folder = shutil.copytree(shards, tmp_path / "images")
+    file = folder / "data" / "train-00001.parquet"
+    file.write_bytes(damage(file.read_bytes()))
+    run_script("generate.py", "--pipeline", described_pipeline, "--output_dir", folder, *SHARD_FLAGS)
+    assert contents(folder) == contents(shards)
+
+
+def test_a_shard_is_held_as_long_as_its_content_is_what_was_written(tmp_path):
+    shards, part = ParquetShards(tmp_path, Provenance("P", "M", "w", "unknown", "float32", {}, seed=0), 6), range(6)
+    shards.write(part, ((np.full((8, 8), i, np.uint8), {}) for i in part))
+    assert shards.holds(part) and not shards.holds(range(7))
+    file = tmp_path / "data" / "train-00000.parquet"
+    written, data, held = pq.read_table(file), file.read_bytes(), 0
+    places = range(4, len(data), 31)
+    for place in places:
+        file.write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
+        if shards.holds(part):
+            held += 1
+            assert pq.read_table(file) == written
+    assert held < len(places) / 2  # by statistics and other notes that no reader of all images needs
 
 
 def test_more_images_later_complete_the_last_shard(shards, described_pipeline, tmp_path):

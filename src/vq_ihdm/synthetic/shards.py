@@ -39,11 +39,15 @@ class ParquetShards:
         self.features = Features({**FEATURES, **types})
 
     def holds(self, part: range) -> bool:
-        """Whether the shard of the images `part` is there with all of them."""
-        try:
-            return pq.read_metadata(self._file_of(part)).num_rows >= len(part)
-        except (FileNotFoundError, pa.ArrowInvalid):  # not there, or not whole
+        """Whether the shard of the images `part` is there with all of them, and whole by its pages' checksums."""
+        file = self._file_of(part)
+        if not file.is_file():
             return False
+        try:
+            table = pq.read_table(file, page_checksum_verification=True)
+        except Exception:  # of a reader of foreign bytes: anything from OSError to UnicodeDecodeError
+            return False
+        return table.schema == self.features.arrow_schema and table.num_rows >= len(part)
 
     def write(self, part: range, images: Iterable[tuple[np.ndarray, dict[str, Any]]]) -> None:
         """Write the shard of the images (H, W) uint8 of `part` with their covariates."""
@@ -54,7 +58,7 @@ class ParquetShards:
             rows.append({"image": image, **{name: about[name] for name in ("index", "image_seed")}, **covariates})
         table = pa.Table.from_pylist(rows, schema=self.features.arrow_schema)
         with replacing(self._file_of(part)) as temporary:
-            pq.write_table(table, temporary, row_group_size=IMAGES_PER_ROW_GROUP)
+            pq.write_table(table, temporary, row_group_size=IMAGES_PER_ROW_GROUP, write_page_checksum=True)
 
     def read(self, count: int) -> list[np.ndarray]:
         """The first `count` images, (H, W) uint8."""
