@@ -193,8 +193,23 @@ def test_a_damaged_file_is_named_and_a_contact_sheet_is_left_out(tmp_path):
     PILImage.new("L", (99, 50)).save(folder / "contact_sheet.png")
     assert read_image_folder(folder).shape == (2, 32, 32)
     (folder / "002.png").write_bytes(b"not a picture")
-    with pytest.raises(InputError, match="002.png cannot be read as an image"):
+    with pytest.raises(InputError, match="002.png cannot be used .*; remove it or write it again"):
         read_image_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["000003.png", "000003.nii.gz"])
+def test_whatever_is_damaged_in_a_file_is_told_in_one_sentence(generated, tmp_path, name):
+    data, refused = (generated / name).read_bytes(), 0
+    places = range(0, len(data), 11)
+    for place in places:
+        for damaged in (data[:place], data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]):
+            (tmp_path / name).write_bytes(damaged)
+            try:
+                read_image_folder(tmp_path)
+            except InputError as error:
+                assert name in str(error) and "\n" not in str(error)
+                refused += 1
+    assert refused > len(places)
 
 
 def test_nifti_slices_are_read_as_the_same_images(generated, tmp_path):

@@ -7,12 +7,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from datasets import Dataset, concatenate_datasets
-from nibabel.filebasedimages import ImageFileError
 from PIL import Image
 from tqdm.auto import tqdm
 
 from ..data.images import grey_levels, levels_to_tensor, load_slices, read_levels, tensor_to_uint8
-from ..errors import InputError
+from ..errors import InputError, naming
 
 
 @dataclass(frozen=True)
@@ -64,35 +63,25 @@ def read_image_folder(folder: str | Path) -> np.ndarray:
     return _stack(map(_file_levels, files), [str(file) for file in files])
 
 
-def _open(file: Path) -> Image.Image:
-    """A PNG file, or a NIfTI file of a single axial slice, anterior up and left on the left as generate.py writes it.
+def _file_levels(file: Path) -> np.ndarray:
+    """Grey levels (H, W), uint8 or uint16, of a PNG file or of a NIfTI file of a single axial slice.
 
     Raises:
-        InputError: it cannot be read, or is no single 8-bit or 16-bit slice.
+        InputError: it cannot be read, has colours, or is no single 8-bit or 16-bit slice; the message names it.
     """
-    try:
-        if file.suffix == ".png":
-            image = Image.open(file)
-            image.load()
-            return image
-        volume = nib.as_closest_canonical(nib.load(file))
-        levels = np.asarray(volume.dataobj)
-    except (OSError, EOFError, ImageFileError) as error:
-        raise InputError(f"{file} cannot be read as an image; remove it or write it again") from error
+    with naming(file, "remove it or write it again"):
+        return grey_levels(Image.open(file) if file.suffix == ".png" else _axial_slice(nib.load(file)))
+
+
+def _axial_slice(volume: nib.spatialimages.SpatialImage) -> Image.Image:
+    """A volume of one slice, anterior up and left on the left as generate.py writes it."""
+    levels = np.asarray(nib.as_closest_canonical(volume).dataobj)
     if levels.shape[2:] != (1,) or levels.dtype not in (np.uint8, np.uint16):
         raise InputError(
-            f"{file} holds {levels.dtype} of shape {levels.shape} where one slice of 8-bit or 16-bit grey levels is "
-            "needed; write slices with generate.py --format nifti"
+            f"holds {levels.dtype} of shape {levels.shape} where one slice of 8-bit or 16-bit grey levels is needed; "
+            "write slices with generate.py --format nifti"
         )
     return Image.fromarray(np.ascontiguousarray(levels[:, :, 0].T[::-1]))
-
-
-def _file_levels(file: Path) -> np.ndarray:
-    image = _open(file)
-    try:
-        return grey_levels(image)
-    except InputError as error:
-        raise InputError(f"{file} {error}") from error
 
 
 def read_data_set(dataset_name: str, held_out_splits: list[str] | None) -> tuple[ImageSet, ImageSet]:
