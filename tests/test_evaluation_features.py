@@ -54,6 +54,22 @@ def test_cached_features_are_those_of_the_network(tmp_path):
     assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == written
 
 
+def flipped(data: bytes) -> bytes:
+    return data[:-5] + bytes([data[-5] ^ 0xFF]) + data[-4:]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", flipped])
+def test_damaged_features_are_computed_again(tmp_path, damage):
+    images = people(6).images
+    network = FeatureNetwork(TinyExtractor(), cache=tmp_path)
+    first = network(images)
+    (cached,) = tmp_path.iterdir()
+    whole = cached.read_bytes()
+    cached.write_bytes(damage(whole))
+    assert torch.equal(network(images).pooled, first.pooled)
+    assert cached.read_bytes() == whole
+
+
 def test_the_cache_tells_other_weights_and_other_pixels_apart(tmp_path):
     images = people(6).images
     features = FeatureNetwork(TinyExtractor(), cache=tmp_path)(images).pooled

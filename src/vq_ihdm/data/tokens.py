@@ -9,12 +9,10 @@ from accelerate import Accelerator
 from datasets import Dataset, DatasetDict, Image
 from diffusers import VQModel
 from huggingface_hub.constants import HF_HOME
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from ..code_indices import encode_images
-from ..files import replacing
+from ..tensor_cache import cached_tensors
 from ..vqgan.model import downsampling_factor, load_vq_model
 from .images import SliceTensors, check_image_size
 
@@ -57,34 +55,19 @@ def encode_split(vqvae: VQModel, split: Dataset, mirrored: bool, batch_size: int
     Cached by the content of images and VQGAN, so a set is encoded once whatever trains on it. A damaged cache is
     encoded again.
     """
-    cached = CACHE / f"{_fingerprint(vqvae, split, mirrored)}.safetensors"
-    if cached.is_file() and (code_indices := _read(cached)) is not None:
-        return code_indices.long()
-    images = SliceTensors(split)
-    parts = []
-    for start in tqdm(range(0, len(images), batch_size), desc="encoding"):
-        batch = images.stack(list(range(start, min(start + batch_size, len(images))))).to(vqvae.device)
-        views = [batch, batch.flip(-1)] if mirrored else [batch]
-        parts.append(torch.stack([encode_images(vqvae, view).cpu() for view in views], dim=1))
-    code_indices = torch.cat(parts) if mirrored else torch.cat(parts)[:, 0]
-    stored = code_indices.to(torch.int32)
-    with replacing(cached) as temporary:
-        save_file({"code_indices": stored}, temporary, metadata={"sha256": _sha256(stored)})
-    return code_indices
 
+    def encode() -> dict[str, torch.Tensor]:
+        images = SliceTensors(split)
+        parts = []
+        for start in tqdm(range(0, len(images), batch_size), desc="encoding"):
+            batch = images.stack(list(range(start, min(start + batch_size, len(images))))).to(vqvae.device)
+            views = [batch, batch.flip(-1)] if mirrored else [batch]
+            parts.append(torch.stack([encode_images(vqvae, view).cpu() for view in views], dim=1))
+        code_indices = torch.cat(parts) if mirrored else torch.cat(parts)[:, 0]
+        return {"code_indices": code_indices.to(torch.int32)}
 
-def _read(cached: Path) -> torch.IntTensor | None:
-    """The codes of a cache; None where it is damaged."""
-    try:
-        with safe_open(cached, "pt") as file:
-            stored, digest = file.get_tensor("code_indices"), (file.metadata() or {}).get("sha256")
-    except SafetensorError:
-        return None
-    return stored if _sha256(stored) == digest else None
-
-
-def _sha256(stored: torch.IntTensor) -> str:
-    return hashlib.sha256(stored.numpy().tobytes()).hexdigest()
+    path = CACHE / f"{_fingerprint(vqvae, split, mirrored)}.safetensors"
+    return cached_tensors(path, encode)["code_indices"].long()
 
 
 def _fingerprint(vqvae: VQModel, split: Dataset, mirrored: bool) -> str:

@@ -9,12 +9,13 @@ import importlib.util
 import io
 import os
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.nn.functional import interpolate
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import (
@@ -25,7 +26,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
 from tqdm.auto import tqdm
 
 from ..errors import InputError
-from ..files import replacing
+from ..tensor_cache import cached_tensors
 
 CHUNK = 256  # images of one cache file
 BATCH = 16  # a constant: figures cannot depend on a batch size that nobody can choose
@@ -47,7 +48,7 @@ class FeatureNetwork:
     Args:
         extractor: returns the pooled features first and, when it has a second output, the logits.
         cache: folder of the cached features, which are named after the weights and the images' content; by default
-            in the user's cache folder. It may be deleted at any time.
+            in the user's cache folder. It may be deleted at any time, and what is damaged is computed again.
     """
 
     def __init__(self, extractor: FeatureExtractorBase, device: str = "cpu", cache: Path | None = None):
@@ -67,13 +68,8 @@ class FeatureNetwork:
         with tqdm(total=len(images), desc=f"{self.name} features", unit="image", leave=False) as bar:
             for chunk in np.split(images, range(CHUNK, len(images), CHUNK)):
                 path = self.cache / f"{self.fingerprint}-{content_key(chunk)}.safetensors"
-                if path.exists():
-                    bar.update(len(chunk))
-                else:
-                    computed = self._compute(chunk, bar)
-                    with replacing(path) as temporary:
-                        save_file(computed, temporary)
-                parts.append(load_file(path))
+                parts.append(cached_tensors(path, partial(self._compute, chunk, bar)))
+                bar.update(sum(len(part["pooled"]) for part in parts) - bar.n)  # where nothing was computed
         columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return Features(columns["pooled"], columns.get("logits"))
 
