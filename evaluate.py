@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from diffusers import DiffusionPipeline
 
 from vq_ihdm.arguments import positive_int, seed_int
 from vq_ihdm.errors import InputError, run
@@ -58,6 +59,7 @@ def main() -> None:
         if sampling:
             raise InputError(f"--{next(iter(sampling))} applies to --pipeline; the images of --images are made already")
         generated = read_image_folder(args.images)
+        tokenizer = load_tokenizer(args.tokenizer).to(args.device) if args.tokenizer else None
     elif args.tokenizer:
         raise InputError("--tokenizer belongs to --images; a pipeline has its own")
     else:
@@ -67,8 +69,7 @@ def main() -> None:
     training, held_out = read_data_set(args.dataset_name, args.split.split("+") if args.split else None)
     reference = EvaluationSet(training, held_out, load_networks(args.feature_weights, args.device))
     if args.images:
-        tokenized = tokenize(load_pipeline(args.tokenizer).to(args.device), reference) if args.tokenizer else None
-        report = evaluate_images(generated, reference, tokenized)
+        report = evaluate_images(generated, reference, tokenize(tokenizer, reference) if args.tokenizer else None)
     else:
         report = evaluate_pipeline(pipe, reference, args.num_images, args.seed, args.batch_size, **sampling)
 
@@ -92,6 +93,18 @@ def main() -> None:
     if "trained_on" in about:
         print(f"{args.pipeline} was trained on other data than {args.dataset_name}: the audit says nothing about it")
     print(f"{args.output_dir / 'report.md'}")
+
+
+def load_tokenizer(path: str) -> DiffusionPipeline:
+    """A pipeline that has a VQGAN.
+
+    Raises:
+        InputError: it has none, or there is no pipeline.
+    """
+    pipe = load_pipeline(path)
+    if "vqvae" not in pipe.components:
+        raise InputError(f"{path} holds a {type(pipe).__name__}, which has no VQGAN; leave --tokenizer out")
+    return pipe
 
 
 if __name__ == "__main__":

@@ -8,11 +8,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import run_script
+from conftest import refusal, run_script
 from evaluation_helpers import TinyExtractor, as_split, people, write_data_set
 from hub_fixtures import DATA, record
 from PIL import Image as PILImage
 
+from vq_ihdm import GANPipeline
+from vq_ihdm.baselines.stacks import LatentDecoder
 from vq_ihdm.errors import InputError
 from vq_ihdm.evaluation.evaluator import EvaluationSet, evaluate_images
 from vq_ihdm.evaluation.features import FeatureNetwork
@@ -286,6 +288,15 @@ def test_a_pipeline_may_be_compared_with_data_it_was_not_trained_on(pipeline_fol
     run_script("evaluate.py", *flags)
     assert "trained_on" not in json.loads((model / "evaluation" / "report.json").read_text())
     assert "unevaluated" not in failed_checks(model)
+
+
+def test_a_tokenizer_without_a_vqgan_is_refused_before_anything_is_measured(tmp_path):
+    images = write_folder(tmp_path / "images", people(20, 1).images)
+    GANPipeline(LatentDecoder(32, 32, latent_dim=8).eval()).save_pretrained(tmp_path / "gan")
+    arguments = ("--images", images, "--dataset_name", tmp_path / "missing", "--output_dir", tmp_path / "out")
+    said = refusal(run_script, "evaluate.py", *arguments, "--tokenizer", tmp_path / "gan")
+    assert "gan holds a GANPipeline, which has no VQGAN; leave --tokenizer out" in said
+    assert "no model_index.json" in refusal(run_script, "evaluate.py", *arguments, "--tokenizer", images)
 
 
 def test_generated_images_are_independent_and_scans_are_not():
