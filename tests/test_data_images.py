@@ -127,7 +127,8 @@ def test_sets_that_cannot_be_used(image_folder, template_set, tmp_path):
     assert "--dataset_name or --train_data_dir" in refused(str(template_set), str(template_set))
     assert "cannot be read as a data set" in refused(str(tmp_path / "missing"))
     Dataset.from_dict({"picture": [1]}).to_parquet(tmp_path / "strange" / "train.parquet")
-    assert "no column 'image'" in refused(str(tmp_path / "strange"))
+    said = refused(str(tmp_path / "strange"))
+    assert "no column 'image' but ['picture']; rename that of the images, or in training name it with" in said
     load_dataset(str(template_set))["test"].to_parquet(tmp_path / "tests_only" / "test.parquet")
     assert "no split 'train'" in refused(str(tmp_path / "tests_only"))
 

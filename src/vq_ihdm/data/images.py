@@ -53,7 +53,10 @@ def load_slices(
         raise InputError(f"{source} has no split 'train' but {', '.join(splits)}; name the one to train on so")
     columns = splits["train"].column_names
     if image_column not in columns:
-        raise InputError(f"{source} has no column '{image_column}' but {columns}; name it with --image_column")
+        raise InputError(
+            f"{source} has no column '{image_column}' but {columns}; rename that of the images, or in training name it "
+            "with --image_column"
+        )
     if image_column != "image":
         splits = splits.remove_columns("image") if "image" in columns else splits
         splits = splits.rename_column(image_column, "image")
