@@ -1,8 +1,10 @@
 """The benchmarks from the first training to the last line of their page, on tiny systems."""
 
+import importlib
 import json
 import shutil
 import subprocess
+from argparse import Namespace
 from pathlib import Path
 
 import nibabel as nib
@@ -12,6 +14,7 @@ from conftest import ROOT, build_template_set, run_script
 from evaluation_helpers import TinyExtractor
 from PIL import Image
 
+from vq_ihdm.errors import InputError
 from vq_ihdm.evaluation.features import FeatureNetwork
 
 TRANSFORMER = """{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, train_batch_size: 8,
@@ -126,6 +129,15 @@ def test_one_step_and_its_ablations(benchmark, vqgan_run):
     assert page.count("\n| ") == 3 * len(systems) + 1  # the table, and ours in one step and in eight beside the others
     verdicts = sum(page.count(f"| {word} |") for word in ("better", "worse", "cannot be told apart"))
     assert verdicts == 2 * (len(systems) - 1)
+
+
+def test_more_trainings_go_into_the_folder_of_fewer(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    check_settings = importlib.import_module("common").check_settings
+    check_settings(Namespace(work_dir=tmp_path, train_steps=5, training_seeds=[0]))
+    check_settings(Namespace(work_dir=tmp_path, train_steps=5, training_seeds=[0, 1, 2]))
+    with pytest.raises(InputError, match="holds a run with --train_steps 5, this one has 6"):
+        check_settings(Namespace(work_dir=tmp_path, train_steps=6, training_seeds=[0]))
 
 
 def test_settings_are_searched_on_validation_by_equally_many_trials(benchmark, vqgan_run, tmp_path):
