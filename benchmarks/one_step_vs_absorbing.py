@@ -72,6 +72,10 @@ class System:
     sampling: dict = field(default_factory=dict)
     delta: float | None = None
 
+    def arguments(self) -> dict:
+        """Of the pipeline's call."""
+        return {"num_inference_steps": self.num_inference_steps, **self.sampling}
+
     def key(self, training_seed: int) -> str:
         """Names its files."""
         key = f"{self.label}, {self.num_inference_steps} steps, training {training_seed}"
@@ -166,7 +170,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def sample(system: System, pipe, tokens: torch.Tensor, held_out_codes: torch.Tensor, args) -> Drawn:
-    arguments = {"num_inference_steps": system.num_inference_steps, **system.sampling}
+    arguments = system.arguments()
     if isinstance(pipe, VQIHDMPipeline):
         if system.delta is not None:
             pipe.scheduler.register_to_config(delta=system.delta)
@@ -187,10 +191,7 @@ def sampling_seconds(systems: list[System], args: argparse.Namespace) -> dict[Sy
         for system in systems:
             pipe = load_pipeline(trained(args, system.training, args.training_seeds[0]) / "pipeline")
             pipe.set_progress_bar_config(disable=True)
-            drawn = draw_images(
-                pipe, TIMED, args.seed, num_inference_steps=system.num_inference_steps, **system.sampling
-            )
-            taken[system].append(drawn.seconds)
+            taken[system].append(draw_images(pipe, TIMED, args.seed, **system.arguments()).seconds)
     return {system: min(seconds) for system, seconds in taken.items()}
 
 

@@ -32,7 +32,12 @@ def is_of(evaluated: dict[str, Any], data: dict[str, Any]) -> bool:
     )
 
 
+def is_own(report: dict[str, Any], data: dict[str, Any]) -> bool:
+    """Whether a report tells its data, and they are the `data` of a training's record."""
+    return "data" in report and is_of(report["data"], data)
+
+
 def own_report(folder: Path, data: dict[str, Any]) -> dict[str, Any] | None:
     """The report beside a model's weights, if it is of the `data` of its record; else, as without a report, None."""
     report = read_report(folder)
-    return report if report is not None and "data" in report and is_of(report["data"], data) else None
+    return report if report is not None and is_own(report, data) else None

@@ -9,7 +9,7 @@ from ..files import read_json
 from ..pipelines.saving import SCANS, holds_training_images, own_files
 from ..uploading import HubRepository
 from .audit import audit_failures
-from .evaluated_data import own_report
+from .evaluated_data import is_own
 from .figures import read_report
 from .model_card import model_card
 from .record import DATA_FACTS, RECORD, read_record
@@ -128,7 +128,7 @@ def failed_checks(folder: Path) -> dict[str, str]:
         report = read_report(folder)
         if report is None:
             found["unevaluated"] = f"{folder} was not evaluated; run evaluate.py --pipeline {folder}"
-        elif own_report(folder, record["data"]) is None:
+        elif not is_own(report, record["data"]):
             found["unevaluated"] = (
                 f"{folder}/evaluation/report.json is not known to be of the data that {RECORD} names; run evaluate.py "
                 f"--pipeline {folder} with them as --dataset_name"
