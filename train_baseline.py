@@ -363,11 +363,21 @@ def train_gan(
     args: argparse.Namespace, accelerator: TimedAccelerator, splits: DatasetDict
 ) -> tuple[TrainingRun, Callable[[], DiffusionPipeline]]:
     size = check_image_size(splits["train"], args.dataset_name or args.train_data_dir, FACTOR)
+    if args.model == "wgan" and min(size) < WGAN.SMALLEST_SIDE:
+        raise InputError(
+            f"--model wgan needs slices of at least {WGAN.SMALLEST_SIDE} pixels a side, these have {min(size)}; bring "
+            "them to a larger --resolution"
+        )
     options = {"released": args.released} if args.model == "wgan" else {}
     gan = GANS[args.model](*size, args.latent_dim, **options)
     if args.train_batch_size == 1 and any(isinstance(layer, nn.BatchNorm1d) for layer in gan.modules()):
         raise InputError(f"--model {args.model} normalises vectors over a batch; give --train_batch_size 2 or more")
     held_out = spread_slices(splits["validation"], args.num_validation_images) / 2 + 0.5
+    if len(held_out) < 2:
+        raise InputError(
+            f"--model {args.model} is judged by how sets of images differ, which one held-out slice does not tell; "
+            "raise --num_validation_images, or give the split 'validation' more slices"
+        )
 
     def validate(averaged: LatentDecoder):
         """The squared MMD of samples and held-out slices, averaged to 8 x 8 pixels: no GAN has a held-out loss."""

@@ -205,6 +205,13 @@ def make_networks(
             "--discriminator projected judges by the features of --perceptual, which is none; name a trunk, or choose "
             "--discriminator patch"
         )
+    if args.discriminator == "patch" and min(size) < PatchDiscriminator.SMALLEST_SIDE:
+        raise InputError(
+            f"--discriminator patch needs slices of at least {PatchDiscriminator.SMALLEST_SIDE} pixels a side, these "
+            f"have {min(size)}; bring them to a larger --resolution"
+        )
+    if args.discriminator == "patch" and args.disc_channels % 4:
+        raise InputError(f"--discriminator patch needs --disc_channels to be a multiple of 4, not {args.disc_channels}")
     if args.texture_weight and args.perceptual == "none":
         raise InputError("--texture_weight needs the features of --perceptual, which is none; name a trunk")
     seen, needed = min(*size, args.perceptual_crop_size or max(size)), SMALLEST_SIDE.get(args.perceptual, 0)

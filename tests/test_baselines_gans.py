@@ -282,6 +282,19 @@ def test_vectors_cannot_be_normalised_over_a_single_image(name, template_set, tm
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--num_validation_images", 1), "one held-out slice does not tell"),
+        (("--resolution", 16), "at least 32 pixels a side, these have 16"),
+    ],
+)
+def test_what_a_gan_cannot_learn_from(given, said, template_set, tmp_path):
+    arguments = [*flags("wgan", template_set, 1), *given, "--output_dir", tmp_path / "run"]
+    assert said in refusal(run_script, "train_baseline.py", *arguments)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 @pytest.mark.slow
 def test_exact_resume(template_set, tmp_path):
     run_script("train_baseline.py", *flags("ccegan", template_set, 2), "--output_dir", tmp_path / "whole")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_script
-from datasets import Dataset, Features, load_dataset
+from datasets import Dataset, Features, concatenate_datasets, load_dataset
 from PIL import Image
 
 from vq_ihdm.data.images import (
@@ -131,6 +131,24 @@ def test_sets_that_cannot_be_used(image_folder, template_set, tmp_path):
     assert "no column 'image' but ['picture']; rename that of the images, or in training name it with" in said
     load_dataset(str(template_set))["test"].to_parquet(tmp_path / "tests_only" / "test.parquet")
     assert "no split 'train'" in refused(str(tmp_path / "tests_only"))
+
+
+@pytest.mark.parametrize("both", [("train", "validation"), ("train", "test"), ("validation", "test")])
+def test_a_subject_in_two_splits_is_refused(template_set, tmp_path, both):
+    built = load_dataset(str(template_set))
+    somebody = min(built["train"]["subject"])
+    theirs = built["train"].filter(lambda subject: subject == somebody, input_columns="subject")
+    built["train"] = built["train"].filter(lambda subject: subject != somebody, input_columns="subject")
+    for name, split in built.items():
+        rows = concatenate_datasets([split, theirs]) if name in both else split
+        rows.to_parquet(tmp_path / "set" / f"{name}.parquet")
+    refusal = f"1 subjects of .* stand both in {both[0]} and in {both[1]}; split it by subject"
+    with pytest.raises(InputError, match=refusal):
+        load_slices(str(tmp_path / "set"))
+    if "validation" not in both:  # the same of one who is held out of `train`
+        (tmp_path / "set" / "validation.parquet").unlink()
+        with pytest.raises(InputError, match=r"stand both in \w+ and in \w+; split it by subject"):
+            load_slices(str(tmp_path / "set"))
 
 
 def test_a_plain_folder_needs_subjects(image_folder):

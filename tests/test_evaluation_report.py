@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import refusal, run_script
-from evaluation_helpers import TinyExtractor, as_split, people, write_data_set
+from evaluation_helpers import TinyExtractor, people, write_data_set
 from hub_fixtures import DATA, record
 from PIL import Image as PILImage
 
@@ -152,17 +152,6 @@ def test_sets_are_read_with_subjects_and_levels(tmp_path):
     assert both.num_subjects == 8 and both.slices.max() == 3
     with pytest.raises(InputError, match="no split 'dev' but train, validation, test"):
         read_data_set(str(tmp_path), ["dev"])
-
-
-@pytest.mark.parametrize(("other", "shared"), [("validation", 4), ("test", 3)])  # one of train is held out beside test
-def test_a_person_on_both_sides_is_refused(tmp_path, other, shared):
-    image_set = people(4)
-    (tmp_path / "data").mkdir()
-    for name in ("train", other):
-        split = as_split(image_set.images, subject=image_set.subjects.astype(str).tolist())
-        split.to_parquet(tmp_path / "data" / f"{name}-00000-of-00001.parquet")
-    with pytest.raises(InputError, match=f"{shared} subjects .* stand both in train and in {other}"):
-        read_data_set(str(tmp_path), None)
 
 
 def test_sixteen_bit_images_take_the_same_path(tmp_path):

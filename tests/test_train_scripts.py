@@ -118,6 +118,9 @@ def test_mistakes_about_paths(ihdm, vqgan, vqgan_run, tmp_path):
     assert "holds no VQModel" in refusal(ihdm, "--vqvae", tmp_path / "missing")
     without = ("--perceptual", "none", "--discriminator", "patch", "--texture_weight", 1)
     assert "--texture_weight needs the features of --perceptual" in refusal(vqgan, *without)
+    patch = ("--perceptual", "none", "--discriminator", "patch")
+    assert "at least 24 pixels a side, these have 16" in refusal(vqgan, *patch, "--resolution", 16)
+    assert "--disc_channels to be a multiple of 4, not 6" in refusal(vqgan, *patch, "--disc_channels", 6)
     assert "--discriminator patch" in refusal(vqgan, "--perceptual", "none")
     for trunk, size in [("vgg", 15), ("alex", 30)]:
         said = refusal(vqgan, "--perceptual", trunk, "--perceptual_crop_size", size)

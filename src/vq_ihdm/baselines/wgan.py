@@ -11,7 +11,7 @@ class WGAN(nn.Module):
     """Generator and critic: at 176 x 176 63,564,736 + 2,764,481 parameters.
 
     Args:
-        height, width: of the slices, multiples of 16, at least 32.
+        height, width: of the slices, multiples of 16, at least `SMALLEST_SIDE`.
         latent_dim: size of a latent.
         released: train as the code released by Kwon et al. does, from which published figures of this baseline come:
             one critic step and then five generator steps, not the reverse, and a `gradient_penalty` that asks for
@@ -19,6 +19,7 @@ class WGAN(nn.Module):
     """
 
     PENALTY_WEIGHT = 10.0  # lambda
+    SMALLEST_SIDE = 32  # leaves the critic one cell
 
     def __init__(self, height: int, width: int, latent_dim: int = 1000, released: bool = False):
         super().__init__()

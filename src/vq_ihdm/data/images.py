@@ -1,6 +1,7 @@
 """A built data set as the train scripts see it: grey slices in [-1, 1], split by subject."""
 
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import datasets
@@ -32,8 +33,8 @@ def load_slices(
         center_crop: and then cut the middle square out of it.
 
     Raises:
-        InputError: nothing was named, it cannot be read, it has no split `train` or no such column, or the splits
-            differ in the size of their images.
+        InputError: nothing was named, it cannot be read, it has no split `train` or no such column, a subject stands
+            in two splits, or the splits differ in the size of their images.
     """
     if (dataset_name is None) == (train_data_dir is None):
         raise InputError("name the data with either --dataset_name or --train_data_dir")
@@ -62,6 +63,7 @@ def load_slices(
         splits = splits.rename_column(image_column, "image")
     if "validation" not in splits:
         splits = DatasetDict(splits | _hold_out_subjects(splits["train"], source))
+    _check_subjects(splits, source)
     if resolution is not None:
         splits = DatasetDict({name: _resized(split, resolution, center_crop) for name, split in splits.items()})
     sizes = {}
@@ -89,6 +91,16 @@ def _hold_out_subjects(train: Dataset, source: str) -> DatasetDict:
     held_out = set(subjects[::10])
     rows = np.array([subject in held_out for subject in train["subject"]])
     return DatasetDict(train=train.select(np.flatnonzero(~rows)), validation=train.select(np.flatnonzero(rows)))
+
+
+def _check_subjects(splits: DatasetDict, source: str) -> None:
+    """Held-out figures are worth nothing of people a model has seen, or was chosen by."""
+    known = {name: set(split["subject"]) for name, split in splits.items() if "subject" in split.column_names}
+    for one, other in combinations(known, 2):
+        if shared := known[one] & known[other]:
+            raise InputError(
+                f"{len(shared)} subjects of {source} stand both in {one} and in {other}; split it by subject"
+            )
 
 
 def _resized(split: Dataset, resolution: int, center_crop: bool) -> Dataset:

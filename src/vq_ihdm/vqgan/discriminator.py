@@ -8,12 +8,15 @@ from torch import nn
 class PatchDiscriminator(nn.Module):
     """The 70x70 PatchGAN of Isola et al. (2017) for (B, 1, H, W) images: one map of logits, (B, 1, ~H/8, ~W/8).
 
+    H and W are at least `SMALLEST_SIDE`, which leaves one logit; `base_channels` is a multiple of 4.
+
     Images and logits stand in lists of one, as those of a discriminator with several levels.
 
     Group normalisation stands where the original has batch normalisation: MRI batches are small, and a batch
     statistic would differ between processes.
     """
 
+    SMALLEST_SIDE = 24
     betas = (0.5, 0.9)  # of its Adam
 
     def __init__(self, base_channels: int = 64, num_layers: int = 3):
