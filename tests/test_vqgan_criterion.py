@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import CODE_DIM, tiny_vq_model
 
 from vq_ihdm.vqgan.criterion import Criterion
 from vq_ihdm.vqgan.discriminator import PatchDiscriminator
-from vq_ihdm.vqgan.losses import discriminator_loss, hinge_loss_generator
+from vq_ihdm.vqgan.losses import adaptive_weight, discriminator_loss, hinge_loss_generator
 from vq_ihdm.vqgan.perceptual import PerceptualLoss
 from vq_ihdm.vqgan.projected_discriminator import ProjectedDiscriminator
 
@@ -66,3 +67,34 @@ def test_the_adversarial_loss_enters_by_its_weights(parts):
     _, _, (_, fake) = criterion(images, output, judging=True, adversarial=False)
     (of_gan,) = torch.autograd.grad(hinge_loss_generator(criterion.discriminator(fake)), output)
     torch.testing.assert_close(gradient, alone + DISC_WEIGHT * losses["lambda"] * of_gan)
+
+
+def test_beyond_an_end_of_the_scale_where_the_scan_ends_too_nothing_is_wrong(parts):
+    """As it is shown, air is black however far below the scale it lies; tissue is to come back from there."""
+    criterion, images, output = parts
+    images[:, :, :8], images[:, :, 8:12] = -1.0, 1.0
+    with torch.no_grad():
+        output[:, :, :16] = -1.5
+        output[:, :, 8:12] = 1.5
+    torch.manual_seed(1)
+    gradient, losses, _ = criterion(images, output, judging=False, adversarial=False)
+    assert (gradient[:, :, :12] == 0).all() and (gradient[:, :, 12:16] != 0).all()
+    torch.manual_seed(1)
+    _, as_shown, _ = criterion(images, torch.where(images.abs() >= 1, images, output), judging=False, adversarial=False)
+    assert all(torch.equal(loss, as_shown[name]) for name, loss in losses.items())
+
+
+def test_air_has_no_part_in_the_adversarial_loss(parts):
+    """Neither by a gradient there nor by the weight: both are those of tissue."""
+    criterion, images, output = parts
+    images[:, :, :8] = -1.0
+    torch.manual_seed(1)
+    alone, _, _ = criterion(images, output, judging=True, adversarial=False)
+    torch.manual_seed(1)
+    gradient, losses, _ = criterion(images, output, judging=True, adversarial=True)
+    assert torch.equal(gradient[:, :, :8], alone[:, :, :8])
+    added = ((gradient - alone) / DISC_WEIGHT / losses["lambda"])[:, :, 8:]
+    tissue = [F.pad(part, (0, 0, 8, 0)) for part in (alone[:, :, 8:], added)]
+    expected = adaptive_weight(*tissue, criterion.last_input, criterion.last_layer.weight)
+    torch.testing.assert_close(losses["lambda"], expected, rtol=1e-3, atol=0)
+    assert 0 < losses["lambda"] < 1

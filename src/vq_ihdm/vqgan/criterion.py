@@ -1,4 +1,7 @@
-"""What a reconstruction is told: the gradient of L1 + w_p LPIPS + w_t L_texture + lambda w_d L_GAN by its pixels."""
+"""What a reconstruction is told: the gradient of L1 + w_p LPIPS + w_t L_texture + lambda w_d L_GAN by its pixels.
+
+L_GAN has a say where the scan is not at an end of its scale; lambda compares both gradients there.
+"""
 
 import torch
 from torch import nn
@@ -50,13 +53,16 @@ class Criterion:
             the gradient (B, 1, H, W); the losses by name; and what the discriminator judges, of images and of output,
             None unless it is `judging`.
         """
-        losses = {"l1": (images - output).abs().mean()}
+        # Where a scan is at an end of its scale, as in air, an output beyond it is shown as the same and is no error.
+        ended = images.abs() >= 1
+        shown = torch.where(ended & (output * images >= 1), images, output)
+        losses = {"l1": (images - shown).abs().mean()}
         reconstruction_loss = losses["l1"]
         if self.perceptual is not None:
             windows = draw_windows(len(images), images.shape[-2:], self.window_size, images.device)
             with torch.no_grad():
                 real = self.perceptual.features(crop(images, windows))
-            fake = self.perceptual.features(crop(output, windows))
+            fake = self.perceptual.features(crop(shown, windows))
             losses["lpips"] = self.perceptual.distance(real, fake)
             reconstruction_loss = reconstruction_loss + self.perceptual_weight * losses["lpips"]
             if self.texture_weight:
@@ -66,10 +72,14 @@ class Criterion:
         if not judging:
             return gradient, losses, None
         if isinstance(self.discriminator, PatchDiscriminator):
-            real, fake = [diff_augment(images)], [diff_augment(output)]
+            real, fake = [diff_augment(images)], [diff_augment(shown)]
         if adversarial:
             losses["gan"] = hinge_loss_generator(self.discriminator(fake))
             (adversarial_gradient,) = torch.autograd.grad(losses["gan"], output)
-            losses["lambda"] = adaptive_weight(gradient, adversarial_gradient, self.last_input, self.last_layer.weight)
+            # Nor is there a texture to find. Left in, air is what a discriminator tells scans by, which have it exact:
+            # nearly all of both gradients at the last layer comes from there, and lambda says nothing of tissue.
+            adversarial_gradient = adversarial_gradient.masked_fill(ended, 0)
+            of_tissue = gradient.masked_fill(ended, 0), adversarial_gradient
+            losses["lambda"] = adaptive_weight(*of_tissue, self.last_input, self.last_layer.weight)
             gradient = gradient + self.disc_weight * losses["lambda"] * adversarial_gradient
         return gradient, losses, (real, fake)
