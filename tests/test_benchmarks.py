@@ -141,19 +141,19 @@ def test_more_trainings_go_into_the_folder_of_fewer(tmp_path, monkeypatch):
 
 
 def test_settings_are_searched_on_validation_by_equally_many_trials(benchmark, vqgan_run, tmp_path):
-    flags = ("--vqvae", vqgan_run / "best", "--search_steps", 4, "--train_steps", 8, "--learning_rates", 0.001, 0.03)
+    flags = ("--vqvae", vqgan_run / "best", "--search_steps", 4, "--train_steps", 8, "--learning_rates", 0.001, 0.003)
     _, results = benchmark("search.py", *flags)
     rows = json.loads((results / "results.json").read_text())
     for system in ("default", "absorbing", "ldm"):
         trials = [row for row in rows if row["system"] == system]
         tried, final = trials[:2], trials[2:]
-        assert [(row["learning_rate"], row["train_steps"]) for row in tried] == [(0.001, 4), (0.03, 4)]
+        assert [(row["learning_rate"], row["train_steps"]) for row in tried] == [(0.001, 4), (0.003, 4)]
         best = min(tried, key=lambda row: row["second_stage_kid"]["value"])
         assert {(row["learning_rate"], row["train_steps"]) for row in final} == {(best["learning_rate"], 8)}
         assert len(final) == 6 and len({json.dumps(row["sampling"]) for row in final}) == 6
         assert len({row["second_stage_kid"]["value"] for row in trials}) == 8  # every rate and every way reached it
-        folder = tmp_path / "work" / f"{system}_0.03_4"
-        assert json.loads((folder / "config.json").read_text())["learning_rate"] == 0.03
+        folder = tmp_path / "work" / f"{system}_0.003_4"
+        assert json.loads((folder / "config.json").read_text())["learning_rate"] == 0.003
     page = (results / "README.md").read_text()
     assert page.count("\n| ") == 1 + len(rows) and page.count("- Best of") == 3 and "slices of validation" in page
 
