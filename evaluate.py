@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
-from vq_ihdm.arguments import positive_int, seed_int
+from vq_ihdm.arguments import add_image_arguments, positive_int, seed_int
 from vq_ihdm.errors import InputError, run
 from vq_ihdm.evaluation.evaluator import EvaluationSet, evaluate_images
 from vq_ihdm.evaluation.features import load_networks
@@ -28,6 +28,16 @@ from vq_ihdm.hub.evaluated_data import evaluated_data, is_of, of_splits
 from vq_ihdm.hub.record import read_record
 from vq_ihdm.pipelines import load_pipeline
 from vq_ihdm.sampling_arguments import add_sampling_arguments, sampling_arguments
+
+DRAWING = {"num_images": 1000, "seed": 0, "batch_size": 32}  # of --pipeline
+
+
+def device(text: str) -> torch.device:
+    """A device that PyTorch finds on this machine."""
+    try:
+        return torch.empty(0, device=text).device
+    except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch that was built without it
+        raise argparse.ArgumentTypeError(f"{text} is no device of this machine") from error
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,24 +50,26 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dataset_name", required=True, help="the set the system was trained on, or another one to compare it with: "
         "local folder or Hub id")  # fmt: skip
     add("--split", help="held-out splits, such as validation+test; by default test, or all but train")
+    add_image_arguments(parser)
     add("--output_dir", type=Path, default="evaluation")
-    add("--num_images", type=positive_int, default=1000, help="images to draw from --pipeline")
-    add("--seed", type=seed_int, default=0, help="of the draws")
-    add("--batch_size", type=positive_int, default=32, help="images that the pipeline works on at a time")
+    add("--num_images", type=positive_int, help="images to draw from --pipeline, by default 1000")
+    add("--seed", type=seed_int, help="of the draws, by default 0")
+    add("--batch_size", type=positive_int, help="images that the pipeline works on at a time, by default 32")
     add("--feature_weights", help="Inception weights in a local file, instead of torch-fidelity's download")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     add_sampling_arguments(parser)
     return parser
 
 
 def main() -> None:
     args = build_parser().parse_args()
+    drawing = {name: getattr(args, name) for name in DRAWING if getattr(args, name) is not None}
     sampling = sampling_arguments(args)
     if args.output_dir.exists() and not (args.output_dir / "report.json").exists():
         raise InputError(f"{args.output_dir} exists and holds no report; name a new --output_dir")
     if args.images:
-        if sampling:
-            raise InputError(f"--{next(iter(sampling))} applies to --pipeline; the images of --images are made already")
+        for name in drawing | sampling:
+            raise InputError(f"--{name} applies to --pipeline; the images of --images are made already")
         generated = read_image_folder(args.images)
         tokenizer = load_tokenizer(args.tokenizer).to(args.device) if args.tokenizer else None
     elif args.tokenizer:
@@ -66,12 +78,13 @@ def main() -> None:
         pipe = load_pipeline(args.pipeline).to(args.device)
         sampling = sampling_arguments(args, pipe)
 
-    training, held_out = read_data_set(args.dataset_name, args.split.split("+") if args.split else None)
+    reading = {name: getattr(args, name) for name in ("image_column", "resolution", "center_crop")}
+    training, held_out = read_data_set(args.dataset_name, args.split.split("+") if args.split else None, **reading)
     reference = EvaluationSet(training, held_out, load_networks(args.feature_weights, args.device))
     if args.images:
         report = evaluate_images(generated, reference, tokenize(tokenizer, reference) if args.tokenizer else None)
     else:
-        report = evaluate_pipeline(pipe, reference, args.num_images, args.seed, args.batch_size, **sampling)
+        report = evaluate_pipeline(pipe, reference, **DRAWING | drawing, **sampling)
 
     about = report.about | {"data": evaluated_data(args.dataset_name, training, held_out)}
     record = read_record(args.pipeline) if args.pipeline else None
@@ -81,12 +94,12 @@ def main() -> None:
 
     is_local = args.pipeline and Path(args.pipeline).is_dir() and "trained_on" not in about
     published = Path(args.pipeline) / "evaluation" if is_local else None
-    if published is not None:
-        with replacing(published) as folder:
-            report.save(folder, scans=False)
     if published is None or args.output_dir.resolve() != published.resolve():
         with replacing(args.output_dir) as folder:
             report.save(folder, scans=True)
+    if published is not None:
+        with replacing(published) as folder:
+            report.save(folder, scans=False)
     kid = report.figure("kid")
     print(f"KID {kid.generated.value:.4f} (real images: {kid.floor.value:.4f}), N = {kid.generated.num_images}")
     print(f"memorisation audit: {'failed' if report.audit.failures else 'passed'}")

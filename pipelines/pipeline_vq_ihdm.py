@@ -118,9 +118,11 @@ class VQIHDMPipeline(TokenPipeline):
             `ConditionalOutput` with `images` and their `covariates`, or a tuple of the images alone.
 
         Raises:
-            ValueError: covariates that the model does not know, or outside of what it was trained on.
+            ValueError: unknown covariates, or outside of what the model was trained on; a wrong number of states.
         """
-        num_images = self.how_many(num_images, batch_size, chunk_size)
+        num_images = self.how_many(num_images, batch_size, chunk_size, default=1 if sample is None else len(sample))
+        if sample is not None and len(sample) != num_images:
+            raise ValueError(f"{num_images} images need as many states in sample, not {len(sample)}")
         generators = self.image_generators(num_images, generator)
         if num_inference_steps is None:
             num_inference_steps = self.scheduler.config.num_inference_steps

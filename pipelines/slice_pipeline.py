@@ -21,13 +21,13 @@ class SlicePipeline(InstalledPipeline):
         return getattr(self.components.get("denoiser"), "known_covariates", ())
 
     @staticmethod
-    def how_many(num_images: int | None, batch_size: int | None, chunk_size: int) -> int:
-        """The number of images a call asks for, by either name; one where it says nothing.
+    def how_many(num_images: int | None, batch_size: int | None, chunk_size: int, default: int = 1) -> int:
+        """The number of images a call asks for, by either name; `default` where it says nothing.
 
         Raises:
             ValueError: the two differ, or a number is not positive.
         """
-        asked = [count for count in (num_images, batch_size) if count is not None] or [1]
+        asked = [count for count in (num_images, batch_size) if count is not None] or [default]
         for count in asked:
             check_count("num_images", count)
         check_count("chunk_size", chunk_size)
@@ -47,10 +47,10 @@ class SlicePipeline(InstalledPipeline):
         Raises:
             ValueError: a list of another length.
         """
-        if isinstance(generator, list):
+        if isinstance(generator, (list, tuple)):
             if len(generator) != num_images:
                 raise ValueError(f"{num_images} images need as many generators, not {len(generator)}")
-            return generator
+            return list(generator)
         device = generator.device if generator is not None else "cpu"
         seeds = torch.randint(2**63 - 1, (num_images,), generator=generator, device=device)
         return [torch.Generator().manual_seed(int(seed)) for seed in seeds]

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,6 +55,12 @@ def test_what_cannot_be_asked_for(known, given, sentence):
 
 def test_a_little_outside_the_training_range_is_allowed():
     assert encode_covariates(KNOWN, {"age": [86, 14]}, 2)[:, 0].tolist() == [86, 14]
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_one_value_an_image_in_any_sequence(kind):
+    table = encode_covariates(KNOWN, {"age": kind([30.0, 40.0])}, 2)
+    assert table[:, 0].tolist() == [30, 40]
 
 
 def test_features_and_back():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_script
-from datasets import Dataset, Features, concatenate_datasets, load_dataset
+from datasets import Dataset, Features, Value, concatenate_datasets, load_dataset
 from PIL import Image
 
 from vq_ihdm.data.images import (
@@ -128,9 +128,17 @@ def test_sets_that_cannot_be_used(image_folder, template_set, tmp_path):
     assert "cannot be read as a data set" in refused(str(tmp_path / "missing"))
     Dataset.from_dict({"picture": [1]}).to_parquet(tmp_path / "strange" / "train.parquet")
     said = refused(str(tmp_path / "strange"))
-    assert "no column 'image' but ['picture']; rename that of the images, or in training name it with" in said
+    assert "no column 'image' but ['picture']; name that of the images with --image_column" in said
     load_dataset(str(template_set))["test"].to_parquet(tmp_path / "tests_only" / "test.parquet")
     assert "no split 'train'" in refused(str(tmp_path / "tests_only"))
+    assert "--center_crop cuts a square of --resolution pixels" in refused(str(template_set), None, "image", None, True)
+    somebody = load_dataset(str(template_set))
+    for name, split in somebody.items():
+        nobody = Dataset.from_dict({"subject": [None] * len(split)}, Features(subject=Value("string")))
+        concatenate_datasets([split.remove_columns("subject"), nobody], axis=1).to_parquet(
+            tmp_path / "nobody" / f"{name}.parquet"
+        )
+    assert "has images without a subject" in refused(str(tmp_path / "nobody"))
 
 
 @pytest.mark.parametrize("both", [("train", "validation"), ("train", "test"), ("validation", "test")])

@@ -15,12 +15,13 @@ from vq_ihdm import PixelIHDMPipeline
 from vq_ihdm.baselines.pixel_ihdm import InverseHeatScheduler, create_unet
 from vq_ihdm.data.images import load_slices
 from vq_ihdm.data.tokens import encode_split
-from vq_ihdm.evaluation.audit import copies_by_chance
+from vq_ihdm.evaluation.audit import audit, copies_by_chance
 from vq_ihdm.evaluation.evaluator import EvaluationSet, evaluate_images
 from vq_ihdm.evaluation.features import FeatureNetwork
 from vq_ihdm.evaluation.image_sets import ImageSet
 from vq_ihdm.evaluation.pipelines import evaluate_pipeline, prior_figures
 from vq_ihdm.evaluation.pipelines import tokenize as tokenize_by
+from vq_ihdm.evaluation.report import Power
 from vq_ihdm.evaluation.second_stage import Tokenized
 from vq_ihdm.fit_prior import fit_prior
 
@@ -222,3 +223,12 @@ def test_a_pipeline_that_knows_eight_slices_by_heart_is_not_published(tmp_path, 
     shutil.rmtree(tmp_path / "fresh" / "evaluation")
     with pytest.raises(SystemExit, match="was not evaluated; run evaluate.py --pipeline"):
         run_script("publish.py", tmp_path / "fresh", "--repo_id", "someone/brains")
+
+
+def test_an_audit_that_would_notice_nothing_is_not_passed(reference):
+    twin = individuals(20, 4, seed=2)
+    twin.images[5] = reference.training.images[9]
+    both_sides = EvaluationSet(reference.training, twin, reference.networks)
+    (blind,) = evaluate_images(individuals(N, 1, seed=3).images, both_sides).audit.failures
+    assert blind.startswith("The audit is blind: 10% of verbatim copies among so many images would be noticed in 0%")
+    assert not audit([], [Power("verbatim", 0.1, 0.99), Power("decoded", 0.1, 0.0)]).failures

@@ -23,7 +23,7 @@ from vq_ihdm.evaluation.fidelity import (
     neighbourhoods,
 )
 from vq_ihdm.evaluation.image_sets import ImageSet, independent
-from vq_ihdm.evaluation.memorisation import Space, mean_nearest, memorisation_figures, nearest
+from vq_ihdm.evaluation.memorisation import Space, distance_ratio, mean_nearest, memorisation_figures, nearest
 from vq_ihdm.evaluation.resampling import choice, difference, estimate, half_sample, in_words, interval_over_trainings
 
 RNG = np.random.default_rng(0)
@@ -255,6 +255,24 @@ def test_the_mean_nearest_of_n_subjects_is_that_over_all_choices():
     for n in range(1, 7):
         chosen = [distances[:, list(columns)].min(axis=1) for columns in itertools.combinations(range(6), n)]
         assert mean_nearest(distances, n) == pytest.approx(np.mean(chosen))
+    distances[range(3), [4, 0, 5]] = np.inf  # their own subjects, which nobody can choose
+    others = [row[np.isfinite(row)] for row in distances]
+    for n in range(1, 6):
+        chosen = [np.mean([min(c) for c in itertools.combinations(row, n)]) for row in others]
+        assert mean_nearest(distances, n) == pytest.approx(np.mean(chosen))
+
+
+def test_people_who_are_like_all_others_have_the_floor_they_are_measured_by():
+    """Of few held-out people, too: each is missing one other person, itself."""
+    rng = np.random.default_rng(0)
+    ratios = []
+    for _ in range(300):
+        everybody = rng.normal(size=(30 + 6 + 6, 8))  # to train on, held out, generated
+        distances = np.linalg.norm(everybody[30:, None] - everybody[None], axis=-1)
+        distances[range(12), range(30, 42)] = np.inf
+        ratios.append([distance_ratio(rows[:, :30], rows[:, 30:36]) for rows in (distances[:6], distances[6:])])
+    floor, generated = np.mean(ratios, axis=0)
+    assert floor == pytest.approx(generated, abs=0.02)
 
 
 # anatomy

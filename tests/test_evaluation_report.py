@@ -152,6 +152,19 @@ def test_sets_are_read_with_subjects_and_levels(tmp_path):
     assert both.num_subjects == 8 and both.slices.max() == 3
     with pytest.raises(InputError, match="no split 'dev' but train, validation, test"):
         read_data_set(str(tmp_path), ["dev"])
+    with pytest.raises(InputError, match="leave train out of --split"):
+        read_data_set(str(tmp_path), ["train", "test"])
+    halved = read_data_set(str(tmp_path), resolution=16)
+    assert [side.images.shape[1:] for side in halved] == [(16, 16), (16, 16)]
+
+
+def test_a_scan_on_both_sides_of_the_split_is_refused(tmp_path):
+    training, held_out = people(5, seed=1), people(4, seed=2)
+    held_out.images[3] = training.images[7]
+    write_data_set(tmp_path, train=training, test=held_out, validation=people(4, seed=3))
+    with pytest.raises(InputError, match="image 3 of test is image 7 of train, pixel by pixel"):
+        read_data_set(str(tmp_path))
+    assert len(read_data_set(str(tmp_path), ["validation"])[1]) == len(held_out)
 
 
 def test_sixteen_bit_images_take_the_same_path(tmp_path):
@@ -224,13 +237,17 @@ def test_too_few_images_or_people_and_other_sizes_are_told_in_one_sentence(refer
         EvaluationSet(people(12), people(8, size=48), reference.networks)
 
 
-def test_the_script_refuses_options_that_do_nothing_and_folders_of_others(tmp_path, pipeline_folder):
+def test_the_script_refuses_options_that_do_nothing_and_folders_of_others(tmp_path, pipeline_folder, capsys):
     images = write_folder(tmp_path / "images", people(20, 1).images)
-    with pytest.raises(SystemExit, match="--temperature applies to --pipeline"):
-        run_script(
-            "evaluate.py", "--images", images, "--dataset_name", tmp_path, "--output_dir", tmp_path / "out",
-            "--temperature", 0.5,
-        )  # fmt: skip
+    for flag in ("--temperature", "--num_images", "--seed", "--batch_size"):
+        with pytest.raises(SystemExit, match=f"{flag} applies to --pipeline"):
+            run_script(
+                "evaluate.py", "--images", images, "--dataset_name", tmp_path, "--output_dir", tmp_path / "out", flag, 1
+            )
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(SystemExit):
+            run_script("evaluate.py", "--images", images, "--dataset_name", tmp_path, "--device", device)
+        assert f"{device} is no device of this machine" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="--tokenizer belongs to --images"):
         run_script(
             "evaluate.py", "--pipeline", pipeline_folder, "--dataset_name", tmp_path, "--output_dir", tmp_path / "out",

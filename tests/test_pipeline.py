@@ -136,6 +136,10 @@ def test_u_T_is_a_draw_of_the_prior_with_noise_of_the_same_generators(pipeline):
     u_T = pipeline.prepare_latents(given)  # the rest of the generators' numbers goes to the codes
     images = pipeline(3, 2, sample=u_T, generator=given, output_type="latent").images
     assert torch.equal(images, pipeline(3, 2, generator=generators(3), output_type="latent").images)
+    given = generators(3)
+    u_T = pipeline.prepare_latents(given)
+    again = pipeline(num_inference_steps=2, sample=u_T, generator=tuple(given), chunk_size=2, output_type="latent").images
+    assert torch.equal(images, again)
 
 
 def test_callback_sees_and_replaces_the_state(pipeline):
@@ -210,6 +214,9 @@ def test_unknown_callback_tensors_are_refused(pipeline):
 def test_bad_arguments(pipeline):
     with pytest.raises(ValueError, match="as many generators"):
         pipeline(3, generator=generators(2))
+    for count in (1, 3):
+        with pytest.raises(ValueError, match=f"{count} images need as many states in sample, not 2"):
+            pipeline(count, sample=pipeline.prepare_latents(generators(2)), chunk_size=1)
     with pytest.raises(ValueError, match="output_type"):
         pipeline(1, output_type="jpeg")
     with pytest.raises(ValueError, match="num_inference_steps"):

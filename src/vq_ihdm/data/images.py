@@ -33,11 +33,13 @@ def load_slices(
         center_crop: and then cut the middle square out of it.
 
     Raises:
-        InputError: nothing was named, it cannot be read, it has no split `train` or no such column, a subject stands
-            in two splits, or the splits differ in the size of their images.
+        InputError: nothing was named, it cannot be read, it has no split `train` or no such column, an image has no
+            subject, a subject stands in two splits, or the splits differ in the size of their images.
     """
     if (dataset_name is None) == (train_data_dir is None):
         raise InputError("name the data with either --dataset_name or --train_data_dir")
+    if center_crop and resolution is None:
+        raise InputError("--center_crop cuts a square of --resolution pixels; give that too")
     source = dataset_name or train_data_dir
     try:
         splits = (
@@ -55,12 +57,13 @@ def load_slices(
     columns = splits["train"].column_names
     if image_column not in columns:
         raise InputError(
-            f"{source} has no column '{image_column}' but {columns}; rename that of the images, or in training name it "
-            "with --image_column"
+            f"{source} has no column '{image_column}' but {columns}; name that of the images with --image_column"
         )
     if image_column != "image":
         splits = splits.remove_columns("image") if "image" in columns else splits
         splits = splits.rename_column(image_column, "image")
+    if any("subject" in split.column_names and None in split["subject"] for split in splits.values()):
+        raise InputError(f"{source} has images without a subject; give each one in its metadata.csv")
     if "validation" not in splits:
         splits = DatasetDict(splits | _hold_out_subjects(splits["train"], source))
     _check_subjects(splits, source)
@@ -83,8 +86,6 @@ def _hold_out_subjects(train: Dataset, source: str) -> DatasetDict:
             f"{source} has no validation split and no column 'subject' to make one from; "
             "add a metadata.csv with file_name,subject"
         )
-    if None in train["subject"]:
-        raise InputError(f"{source} has images without a subject; give each one in its metadata.csv")
     subjects = sorted(set(train["subject"]))
     if len(subjects) < 2:
         raise InputError(f"{source} has a single subject; a held-out measure needs at least two")

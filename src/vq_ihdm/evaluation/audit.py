@@ -12,12 +12,14 @@ BY_CHANCE = 0.002  # a copy rate that raises no alarm; among held-out images it 
 MARGIN = 0.03  # nor does a distance ratio less than this below its floor
 PLANTED = (0.01, 0.02, 0.05, 0.1)  # shares of copies that are planted to learn the audit's power
 TRIALS = 200  # of each share
+NOTICED = 0.95  # share of trials with the most verbatim copies in which there must be an alarm, or silence says nothing
 
 
 def audit(figures: list[Figure], power: list[Power]) -> Audit:
     """Test every copy rate against chance and every distance ratio against its floor.
 
-    A figure fails where its p-value is below `LEVEL` over the number of tests (Bonferroni).
+    A figure fails where its p-value is below `LEVEL` over the number of tests (Bonferroni). The audit fails as well
+    where it would not notice copies: of too few images, or where a scan stands on both sides of the split.
     """
     tested = [figure for figure in figures if figure.name in TESTS]
     tests = [Test(figure.name, figure.features, TESTS[figure.name](figure)) for figure in tested]
@@ -27,6 +29,13 @@ def audit(figures: list[Figure], power: list[Power]) -> Audit:
         )
         for figure, test in zip(tested, tests, strict=True)
         if test.p_value < LEVEL / len(tests)
+    ]
+    failures += [
+        f"The audit is blind: {share.planted:.0%} of verbatim copies among so many images would be noticed in "
+        f"{share.caught:.0%} of trials. Evaluate more images; if that changes nothing, a scan stands in training and "
+        "among the held-out ones."
+        for share in power
+        if (share.copies, share.planted) == ("verbatim", PLANTED[-1]) and share.caught < NOTICED
     ]
     return Audit(failures, tests, power, LEVEL, BY_CHANCE, MARGIN)
 

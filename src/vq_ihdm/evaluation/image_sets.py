@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -84,27 +85,45 @@ def _axial_slice(volume: nib.spatialimages.SpatialImage) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(levels[:, :, 0].T[::-1]))
 
 
-def read_data_set(dataset_name: str, held_out_splits: list[str] | None) -> tuple[ImageSet, ImageSet]:
+def read_data_set(
+    dataset_name: str, held_out_splits: list[str] | None = None, **reading: Any
+) -> tuple[ImageSet, ImageSet]:
     """The training images and the held-out images of a built data set.
 
     Args:
         dataset_name: a folder or Hub id with the columns `image`, `subject` and, if known, `slice`.
         held_out_splits: the splits that training never saw; when None `test`, by which nothing was chosen, or all but
             `train` where there is no such split.
+        reading: `image_column`, `resolution` and `center_crop` of `load_slices`, as in training.
 
     Raises:
-        InputError: a split or column is missing, images differ in size or have colours, or a subject stands in two
-            splits.
+        InputError: a split or column is missing, `train` is to be held out, images differ in size or have colours,
+            a subject stands in two splits, or an image in both sides.
     """
-    splits = load_slices(dataset_name)
+    splits = load_slices(dataset_name, **reading)
     names = held_out_splits or (["test"] if "test" in splits else [name for name in splits if name != "train"])
     for name in names:
         if name not in splits:
             raise InputError(f"{dataset_name} has no split '{name}' but {', '.join(splits)}; choose among them")
+    if "train" in names:
+        raise InputError("what a model was trained on cannot be held out; leave train out of --split")
     training, held_out = splits["train"], concatenate_datasets([splits[name] for name in names])
     if "subject" not in training.column_names:
         raise InputError(f"{dataset_name} has no column 'subject': intervals and copies cannot be judged without it")
-    return _read_split(training, "train"), _read_split(held_out, "+".join(names))
+    training, held_out = _read_split(training, "train"), _read_split(held_out, "+".join(names))
+    _check_images(training, held_out, dataset_name)
+    return training, held_out
+
+
+def _check_images(training: ImageSet, held_out: ImageSet, source: str) -> None:
+    """A person under two names, or an empty slice in both sides, would make the audit of memorisation blind."""
+    known = {image.tobytes(): i for i, image in enumerate(training.images)}
+    for i, image in enumerate(held_out.images):
+        if (twin := known.get(image.tobytes())) is not None:
+            raise InputError(
+                f"image {i} of {held_out.name} is image {twin} of train, pixel by pixel, in {source}; take one of them "
+                "out, with all others of the same person"
+            )
 
 
 def _read_split(split: Dataset, name: str) -> ImageSet:

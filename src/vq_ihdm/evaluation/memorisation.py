@@ -188,9 +188,10 @@ def distance_ratio(to_training: np.ndarray, to_held_out: np.ndarray) -> float:
     not lower a ratio of medians at all); the copy rate is there for them.
 
     Args:
-        to_training: (Q, S) and to_held_out: (Q, T), distance by subject; inf marks an image's own subject.
+        to_training: (Q, S) and to_held_out: (Q, T), distance by subject; inf marks an image's own subject, so that
+            held-out images have T - 1 others, and no more take part for generated ones.
     """
-    n = min(to_training.shape[1], to_held_out.shape[1])
+    n = min(to_training.shape[1], to_held_out.shape[1] - 1)
     a, b = (mean_nearest(distances, n) for distances in (to_training, to_held_out))
     return a / max(b, 1e-9)  # 0 if the held-out images themselves are evaluated
 
@@ -198,14 +199,17 @@ def distance_ratio(to_training: np.ndarray, to_held_out: np.ndarray) -> float:
 def mean_nearest(distances: np.ndarray, n: int) -> float:
     """Mean over images and over all choices of n of S subjects of the distance (Q, S) to the nearest of them.
 
-    The k-th nearest subject is the nearest one chosen with probability C(S - k, n - 1) / C(S, n).
+    The k-th nearest subject is the nearest one chosen with probability C(S - k, n - 1) / C(S, n). An image's own
+    subject, at inf, is not among the S.
     """
-    s = distances.shape[1]
-    # Of the recursion w_(k+1) / w_k = (S - k - n + 1) / (S - k), w_1 = n / S.
-    k = np.arange(1, s)
-    weights = n / s * np.cumprod(np.concatenate([[1], np.maximum(s - k - n + 1, 0) / (s - k)]))
-    nearest_first = np.sort(distances, axis=1)[:, weights > 0]
-    return float((nearest_first @ weights[weights > 0]).mean())
+    nearest_first = np.sort(distances, axis=1)
+    others, total = np.isfinite(distances).sum(axis=1), 0.0
+    for s in np.unique(others):
+        # Of the recursion w_(k+1) / w_k = (S - k - n + 1) / (S - k), w_1 = n / S.
+        k = np.arange(1, s)
+        weights = n / s * np.cumprod(np.concatenate([[1], np.maximum(s - k - n + 1, 0) / (s - k)]))
+        total += (nearest_first[others == s, :s] @ weights).sum()
+    return total / len(distances)
 
 
 def training_share(to_training: np.ndarray, to_held_out: np.ndarray) -> float:

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import yaml
 
-from ..arguments import non_negative_int, positive_float, positive_int, probability, seed_int, share_below_one
+from ..arguments import (
+    add_image_arguments,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    probability,
+    seed_int,
+    share_below_one,
+)
 from ..errors import InputError
 from ..files import replacing
 
@@ -23,9 +31,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--dataset_name", help="a set built by dataset_scripts/ (local folder) or one on the Hub")
     add("--train_data_dir", help="instead: a folder of images with a metadata.csv (file_name, subject)")
-    add("--image_column", default="image", help="where the set has its images")
-    add("--resolution", type=positive_int, help="bring the shorter side of every image to so many pixels")
-    add("--center_crop", action="store_true", help="with --resolution: then cut out the middle square")
+    add_image_arguments(parser)
     add("--dataloader_num_workers", type=non_negative_int, default=0, help="processes that read slices ahead")
     add("--output_dir", required=True)
     add("--seed", type=seed_int, default=0)
@@ -146,8 +152,6 @@ def parse_args(parser: argparse.ArgumentParser, section: str, argv: list[str] | 
     token = vars(args).pop("hub_token")  # or it would stand in config.json, checkpoints and trackers
     if token is not None:
         os.environ["HF_TOKEN"] = token
-    if args.center_crop and args.resolution is None:
-        raise InputError("--center_crop cuts a square of --resolution pixels; give that too")
     if args.push_to_hub and not args.allow_unevaluated:
         raise InputError(
             "--push_to_hub publishes a model before it was evaluated; add --allow_unevaluated, or leave it out and "
