@@ -10,11 +10,11 @@ Under --output_dir stand `000000.png`, ... (or `000000.nii.gz`, ...) and `metada
 set of shards with its card; and `manifest.json` with the seed, the settings and the versions of the libraries. Both
 forms are read by `datasets.load_dataset`. Every file tells model, weights, seed and licence.
 
---covariates asks a conditional model: a value, a range low:high (uniformly drawn), or `population`, as in the training
-set, which holds for what is left out too. `metadata.csv` tells what each image was asked to be.
+--covariates asks a conditional model: a value, a range low:high (uniformly drawn), or `population`, roughly as in the
+training set, which holds for what is left out too. `metadata.csv` tells what each image was asked to be.
 
 Image i depends on the seed and on i alone, however many processes share the work. Interrupted, the same command goes
-on with what is missing or damaged; --num_images may have grown. Another --batch_size gives the same images but for
+on with what is missing or damaged; --num_images may have grown, not shrunk. Another --batch_size gives the same images but for
 rounding: a few pixels may differ by one grey level.
 """
 
@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=seed_int, default=0)
     add("--batch_size", type=positive_int, default=32, help="images a process works on at a time")
     add("--format", choices=[*SUFFIXES, "parquet"], default="png")
-    add("--images_per_shard", type=positive_int, default=1000, help="of --format parquet")
+    add("--images_per_shard", type=positive_int, help="of --format parquet, by default 1000")
     add("--spacing_mm", type=positive_float, nargs="+", help="height and width of a pixel, or one number; for NIfTI, "
         "where the pipeline's training.json does not say")  # fmt: skip
     add("--contact_sheet", type=Path, help="picture of the first 64 images, outside --output_dir")
@@ -90,7 +90,7 @@ def main() -> None:
     if args.format == "parquet":
         from vq_ihdm.synthetic.shards import ParquetShards  # brings `datasets`, which image files do without
 
-        layout = {"images_per_shard": args.images_per_shard}
+        layout = {"images_per_shard": args.images_per_shard or 1000}
         output = ParquetShards(args.output_dir, provenance, **layout, known_covariates=known_covariates)
     else:
         layout = {"spacing_mm": find_spacing(args) if args.format != "png" else None}
@@ -100,13 +100,15 @@ def main() -> None:
         )
 
     settings = {**asdict(provenance), "format": args.format, **layout}
-    num_images = max(args.num_images, read_manifest(args.output_dir, settings).get("num_images", 0))
+    begun = read_manifest(args.output_dir, settings).get("num_images", 0)
+    if args.num_images < begun:
+        raise InputError(f"{args.output_dir} is to hold {begun} images; ask for as many, or name a new --output_dir")
     accelerator.wait_for_everyone()  # until every process has read what the first one is about to write
     upload = None
     if accelerator.is_main_process:
-        write_manifest(args.output_dir, num_images, settings)
+        write_manifest(args.output_dir, args.num_images, settings)
         if args.format == "parquet":
-            upload = begin_set(args, provenance, num_images)
+            upload = begin_set(args, provenance)
 
     # A part is the same images whoever draws it and whatever exists of it: the arithmetic of some kernels depends on
     # the size of a batch.
@@ -141,8 +143,14 @@ def check_arguments(args: argparse.Namespace) -> None:
     """
     if args.spacing_mm is not None and len(args.spacing_mm) > 2:
         raise InputError("--spacing_mm takes one or two numbers: height and width of a pixel in mm")
+    if args.spacing_mm is not None and args.format in ("png", "parquet"):
+        raise InputError(f"--spacing_mm is written into NIfTI files, not {args.format}; leave it out")
+    if args.images_per_shard is not None and args.format != "parquet":
+        raise InputError("--images_per_shard belongs to --format parquet; leave it out")
     if args.push_to_hub is not None and args.format != "parquet":
         raise InputError("--push_to_hub sends shards; add --format parquet")
+    if args.push_to_hub is None and (not args.private or args.allow_unevaluated or args.allow_failed_audit):
+        raise InputError("--no-private, --allow_unevaluated and --allow_failed_audit belong to --push_to_hub")
     if args.contact_sheet is not None and args.output_dir.resolve() in args.contact_sheet.resolve().parents:
         raise InputError("--contact_sheet would count as one of the images; name a file outside --output_dir")
 
@@ -220,7 +228,7 @@ def write_manifest(output_dir: Path, num_images: int, settings: dict[str, Any]) 
         temporary.write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def begin_set(args: argparse.Namespace, provenance: Provenance, num_images: int) -> "ShardUpload | None":
+def begin_set(args: argparse.Namespace, provenance: Provenance) -> "ShardUpload | None":
     """Write the card of a data set, and open its repository where it is to be published.
 
     Raises:
@@ -234,7 +242,7 @@ def begin_set(args: argparse.Namespace, provenance: Provenance, num_images: int)
     if args.push_to_hub is not None:
         overruled = [name for name in ("unevaluated", "failed_audit") if getattr(args, f"allow_{name}")]
         refuse_drawn(folder, overruled)
-    write_images_card(args.output_dir, provenance, folder, num_images)
+    write_images_card(args.output_dir, provenance, folder, args.num_images)
     return ShardUpload(args.output_dir, args.push_to_hub, args.private) if args.push_to_hub is not None else None
 
 

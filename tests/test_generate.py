@@ -160,7 +160,7 @@ def test_more_images_later_are_those_of_one_go(generate, generated):
     assert len(read_image_folder(folder)) == 4
     generate(*GENERATE_FLAGS)
     assert contents(folder) == contents(generated)
-    generate(*GENERATE_FLAGS, "--num_images", 4)  # fewer: nothing to do
+    assert "is to hold 7 images; ask for as many" in refusal(generate, *GENERATE_FLAGS, "--num_images", 4)
     assert json.loads((folder / "manifest.json").read_text())["num_images"] == 7
 
 
@@ -216,6 +216,10 @@ def test_other_settings_are_refused(generate, generated, pipeline_folder, tmp_pa
 
 def test_mistakes(generate, tmp_path):
     few = ("--num_images", 1)
+    assert "is written into NIfTI files, not png" in refusal(generate, *few, "--spacing_mm", 1)
+    assert "--images_per_shard belongs to --format parquet" in refusal(generate, *few, "--images_per_shard", 10)
+    for flag in ("--no-private", "--allow_unevaluated", "--allow_failed_audit"):
+        assert "belong to --push_to_hub" in refusal(generate, *few, flag)
     assert "no folder and no repository" in refusal(generate, *few, pipeline=tmp_path / "a" / "missing")
     (tmp_path / "empty").mkdir()
     assert "no model_index.json" in refusal(generate, *few, pipeline=tmp_path / "empty")
@@ -383,7 +387,8 @@ def test_images_drawn_from_blurred_scans_are_not_pushed_where_these_are_restrict
 
 @pytest.mark.parametrize("format", ["png", "nifti", "parquet"])
 def test_the_table_tells_what_each_image_was_asked_to_be(generate, asked_folder, format):
-    ask = ("--covariates", "age=60:80", "sex=F", "--format", format, "--spacing_mm", 1)
+    spacing = ("--spacing_mm", 1) if format == "nifti" else ()
+    ask = ("--covariates", "age=60:80", "sex=F", "--format", format, *spacing)
     folder = generate("--num_images", 5, *ask, pipeline=asked_folder)
     generate("--num_images", 7, *ask, pipeline=asked_folder)  # goes on
     if format == "parquet":

@@ -138,7 +138,8 @@ def test_u_T_is_a_draw_of_the_prior_with_noise_of_the_same_generators(pipeline):
     assert torch.equal(images, pipeline(3, 2, generator=generators(3), output_type="latent").images)
     given = generators(3)
     u_T = pipeline.prepare_latents(given)
-    again = pipeline(num_inference_steps=2, sample=u_T, generator=tuple(given), chunk_size=2, output_type="latent").images
+    how = {"num_inference_steps": 2, "chunk_size": 2, "output_type": "latent"}
+    again = pipeline(sample=u_T, generator=tuple(given), **how).images
     assert torch.equal(images, again)
 
 
