@@ -14,8 +14,8 @@ forms are read by `datasets.load_dataset`. Every file tells model, weights, seed
 training set, which holds for what is left out too. `metadata.csv` tells what each image was asked to be.
 
 Image i depends on the seed and on i alone, however many processes share the work. Interrupted, the same command goes
-on with what is missing or damaged; --num_images may have grown, not shrunk. Another --batch_size gives the same images but for
-rounding: a few pixels may differ by one grey level.
+on with what is missing or damaged; --num_images may have grown, not shrunk. Another --batch_size gives the same images
+but for rounding: a few pixels may differ by one grey level.
 """
 
 import argparse
