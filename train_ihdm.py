@@ -68,6 +68,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = parse_args(build_parser(), "ihdm")
     check_prior_arguments(args)
+    if args.num_inference_steps > 1 and args.reveal_probability == 0:
+        raise InputError("--reveal_probability 0 trains for one step of sampling only; leave --num_inference_steps out")
     accelerator = make_accelerator(args)
     device = accelerator.device
     set_seed(args.seed, device_specific=True)
@@ -80,6 +82,7 @@ def main() -> None:
     # ---- denoiser, scheduler, prior ---------------------------------------------------------------------------
     known_covariates = find_vocabulary(splits["train"], args.covariates, source)
     denoiser = make_denoiser(args, vqvae.quantize.embedding.weight.detach().cpu(), train_codes, known_covariates)
+    check_covariates(args, denoiser, splits["train"].column_names, source)
     embed_codes = denoiser.embed_codes
     known_covariates = denoiser.known_covariates  # a denoiser that is trained further brings its own
     args.covariates = [covariate.name for covariate in known_covariates]
@@ -138,6 +141,25 @@ def main() -> None:
         save_trained_pipeline(VQIHDMPipeline(vqvae, best, prior, scheduler), args, run.best, splits)
 
 
+def check_covariates(args: argparse.Namespace, denoiser: VQIHDMDenoiser, columns: list[str], source: str) -> None:
+    """A denoiser that is trained further brings its covariates, which --covariates cannot change.
+
+    Raises:
+        InputError: others were asked for, or the set lacks one.
+    """
+    names = [covariate.name for covariate in denoiser.known_covariates]
+    if args.covariates is not None and set(args.covariates) != set(names):
+        raise InputError(
+            f"the denoiser knows {', '.join(names) or 'no covariates'}; leave --covariates out, or train a new one "
+            "without --pretrained_model_name_or_path"
+        )
+    if missing := [name for name in names if name not in columns]:
+        raise InputError(
+            f"{source} lacks {', '.join(missing)}, which the denoiser was trained with; add what is known of it, or "
+            "train a new one without --pretrained_model_name_or_path"
+        )
+
+
 def make_denoiser(
     args: argparse.Namespace,
     codebook: torch.Tensor,
@@ -158,6 +180,8 @@ def make_denoiser(
                 f"{args.pretrained_model_name_or_path} is a denoiser of other codes than those of {args.vqvae}; "
                 "name the VQGAN it was trained on"
             )
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "dropout", "neighbourhood_size"):
+            setattr(args, name, getattr(config, name))  # what counts, whatever a preset says, and is recorded
     else:
         config = VQIHDMDenoiserConfig(
             num_codes=len(codebook),

@@ -51,6 +51,16 @@ from vq_ihdm.vqgan.model import TrainableVQModel, create_vq_model, downsampling_
 from vq_ihdm.vqgan.perceptual import SMALLEST_SIDE, PerceptualLoss
 from vq_ihdm.vqgan.projected_discriminator import ProjectedDiscriminator
 
+# Flags that a VQModel's config has by the same names.
+ARCHITECTURE = (
+    "block_out_channels",
+    "layers_per_block",
+    "latent_channels",
+    "vq_embed_dim",
+    "num_vq_embeddings",
+    "norm_num_groups",
+)
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -123,7 +133,7 @@ def main() -> None:
     optimizer_g = torch.optim.Adam(trained, lr=args.learning_rate, betas=(0.5, 0.9))
     optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=args.disc_learning_rate, betas=discriminator.betas)
     generator, optimizer_g, scheduler_g, ema = prepare_network(args, accelerator, generator, optimizer_g)
-    scheduler_d = make_scheduler(args, optimizer_d)
+    scheduler_d = make_scheduler(args, optimizer_d, start=args.disc_start)
     discriminator, optimizer_d = accelerator.prepare(discriminator, optimizer_d)
     unwrapped_g, unwrapped_d = accelerator.unwrap_model(generator), accelerator.unwrap_model(discriminator)
     last_layer, window_size = unwrapped_g.vq_model.decoder.conv_out, args.perceptual_crop_size or max(size)
@@ -222,16 +232,13 @@ def make_networks(
         )
     if args.pretrained_model_name_or_path is not None:
         vq_model = load_vq_model(args.pretrained_model_name_or_path)
+        # Its own widths count, whatever a preset says, and are recorded; so is whether its codes are normalised.
+        for name in ARCHITECTURE:
+            setattr(args, name, vq_model.config[name])
+        norms = vq_model.quantize.embedding.weight.norm(dim=1)
+        args.l2_normalized_codes = bool((norms - 1).abs().max() < 1e-2)
     else:
-        vq_model = create_vq_model(
-            sample_size=max(size),
-            block_out_channels=args.block_out_channels,
-            layers_per_block=args.layers_per_block,
-            latent_channels=args.latent_channels,
-            vq_embed_dim=args.vq_embed_dim,
-            num_vq_embeddings=args.num_vq_embeddings,
-            norm_num_groups=args.norm_num_groups,
-        )
+        vq_model = create_vq_model(sample_size=max(size), **{name: getattr(args, name) for name in ARCHITECTURE})
     generator = TrainableVQModel(vq_model, args.l2_normalized_codes).train()
     if args.train_decoder_only:
         for part in (vq_model.encoder, vq_model.quant_conv, vq_model.quantize):

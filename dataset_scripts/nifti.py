@@ -126,6 +126,8 @@ def checked_preset(args: argparse.Namespace) -> Preset:
     for name, pair in (("--percentiles", args.percentiles), ("--slices_mm", args.slices_mm or [0, 1])):
         if pair[0] >= pair[1]:
             raise InputError(f"{name} takes the lower number first.")
+    if not args.slices_mm and (args.z_zero == "vertex" or args.slice_step_mm):
+        raise InputError("--z_zero vertex and --slice_step_mm place the slices of --slices_mm; give that too.")
     for flag, package in (("skull_strip", "deepbet"), ("bias_correction", "SimpleITK")):
         if getattr(args, flag) and not find_spec(package):
             raise InputError(f"--{flag} needs {package}; pip install -e '.[data]'.")

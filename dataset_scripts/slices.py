@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vq_ihdm.arguments import length_mm
+from vq_ihdm.arguments import length_mm, positive_int
 from vq_ihdm.data.building import (
     Rejections,
     add_build_arguments,
@@ -42,6 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--spacing_mm", type=length_mm, nargs=2, required=True, help="pixel size, vertical and horizontal"
     )
+    parser.add_argument("--white", type=positive_int, help="the level that is white, such as 4095 where 12 bits of 16 "
+        "are used; by default the highest a file can hold")  # fmt: skip
     add_build_arguments(parser)
     add_people_arguments(parser)
     return parser
@@ -57,12 +59,23 @@ def image_size(path: Path) -> tuple[int, int]:
         return image.size
 
 
-def read_pixels(path: Path) -> np.ndarray:
-    """The grey levels of an image as float32 (H, W) in [0, 1]."""
+def read_pixels(path: Path, white: int | None) -> np.ndarray:
+    """The grey levels of an image as float32 (H, W) in [0, 1], `white` being 1; the highest of its kind when None.
+
+    Raises:
+        InputError: levels below 0 or above white; or of 16 bits, and so few of them used that the scale is another.
+    """
     with Image.open(path) as image:
         image = image if image.mode in WHITE else image.convert("L")
         pixels = np.array(image, dtype=np.float32)
-    pixels /= WHITE[image.mode]
+    highest = white or WHITE[image.mode]
+    if pixels.min() < 0 or pixels.max() > highest:
+        raise InputError(f"has levels from {pixels.min():g} to {pixels.max():g}, not 0 to {highest}; pass --white.")
+    if white is None and highest == 65535 and pixels.max() < highest / 8:
+        raise InputError(
+            f"is nearly black, its highest level {pixels.max():g} of 65535; tell which is white by --white."
+        )
+    pixels /= highest
     return pixels
 
 
@@ -113,7 +126,7 @@ def main() -> None:
             name = row.pop("file_name")
             try:
                 with naming(name, REMEDY):
-                    pixels = read_pixels(args.input_dir / name)
+                    pixels = read_pixels(args.input_dir / name, args.white)
             except InputError as error:
                 rejections(name, str(error))
                 continue

@@ -70,6 +70,18 @@ def test_columns_and_pixels(slices: Path, tmp_path: Path):
         assert row["cdr"] == [0, 1, 2, None][subject % 4]
 
 
+def test_the_level_that_is_white(slices: Path, tmp_path: Path):
+    """12 bits in a 16-bit file would be nearly black; what a file cannot mean is not clipped."""
+    for file in slices.glob("*.png"):
+        PILImage.fromarray(np.asarray(PILImage.open(file)).astype(np.uint16) * 16).save(file)
+    with pytest.raises(SystemExit, match="is nearly black, its highest level 4080 of 65535; tell which is white by"):
+        build(slices, tmp_path / "set", "--strict")
+    with pytest.raises(SystemExit, match="has levels from 0 to 4080, not 0 to 1000; pass --white"):
+        build(slices, tmp_path / "set", "--strict", "--white", 1000)
+    splits = build(slices, tmp_path / "set", "--white", 4080)
+    assert {np.asarray(row["image"]).max() for row in splits["train"]} == {255}
+
+
 def test_subjects_are_whole_and_balanced(slices: Path, tmp_path: Path):
     splits = build(slices, tmp_path / "set")
     subjects = [set(splits[name]["subject"]) for name in SPLITS]

@@ -21,6 +21,7 @@ def table(path: Path, *lines: str) -> Path:
         ("Subject,Group,Sex,Age,Visit", "002_S_0295,MCI,M,84,1", {"diagnosis": "MCI", "sex": "M", "age": 84.0}),
         ("PTID,AGE,PTGENDER,DX,DX_bl", "x,70.5,Female,Dementia,LMCI", {"age": 70.5, "sex": "F", "diagnosis": "AD"}),
         ("participant_id,age,sex", "sub-1,n/a,", {"age": None, "sex": None}),
+        ("participant_id,age,diagnosis", "sub-1,  , AD ", {"age": None, "diagnosis": "AD"}),
         ("subject,cdr,weight,birthday", "a,1.0,80,1950-01-01", {"cdr": "1"}),
     ],
 )

@@ -89,6 +89,15 @@ def test_nan_around_a_head_is_black(tmp_path: Path):
     holed = nib.Nifti1Image(np.where(data == 0, np.nan, data), AFFINE)
     slices = volume_slices(save(holed, tmp_path / "holed.nii.gz"), SETTINGS)
     np.testing.assert_array_equal(slices, volume_slices(save(volume(), tmp_path / "v.nii.gz"), SETTINGS))
+    normalised = nib.Nifti1Image(np.where(data == 0, np.nan, (data - data.mean()) / data.std()), AFFINE)
+    assert (volume_slices(save(normalised, tmp_path / "n.nii.gz"), SETTINGS)[slices == 0] == 0).all()
+
+
+def test_the_unit_of_intensities_does_not_matter(tmp_path: Path):
+    data = np.asarray(volume().dataobj)
+    tiny = nib.Nifti1Image((data * np.float32(1e-12)).astype(np.float32), AFFINE)
+    slices = [volume_slices(save(v, tmp_path / f"{i}.nii.gz"), SETTINGS) for i, v in enumerate((tiny, volume()))]
+    np.testing.assert_allclose(*slices, atol=1e-4)
 
 
 def damaged_volumes(folder: Path) -> dict[str, str]:
@@ -298,6 +307,17 @@ def test_own_names(tmp_path: Path):
     assert sum(len(set(splits[name]["subject"])) for name in splits) == 6
 
 
+def test_files_of_one_name_in_folders_of_several_people(tmp_path: Path):
+    """They are not one subject, nor is a person of several scans several."""
+    for number in range(6):
+        for series in ("T1", "T1_2"):
+            save(volume(), tmp_path / "scans" / f"person{number}" / f"{series}.nii.gz")
+    with pytest.raises(SystemExit, match=r"person0/T1.nii.gz and person1/T1.nii.gz have one name .* --subject_pattern"):
+        build(tmp_path / "scans", tmp_path / "set", "--all_scans")
+    splits = build(tmp_path / "scans", tmp_path / "set", "--all_scans", "--subject_pattern", "^([^/]+)/")
+    assert sum(len(set(splits[name]["subject"])) for name in splits) == 6
+
+
 @pytest.mark.parametrize("pattern", [r"(patient\d)?", r"(patient\d)|phantom", r"(?:/|^)((?:patient\d)?)"])
 def test_a_subject_pattern_that_may_not_match(tmp_path: Path, pattern: str):
     """A group that takes no part in the match, or an empty one, is no subject's id."""
@@ -322,6 +342,8 @@ def test_a_subject_pattern_that_may_not_match(tmp_path: Path, pattern: str):
         (["--downsampling_factor", 0], "--downsampling_factor"),
         (["--percentiles", 50, 20], "--percentiles"),
         (["--license", "mit", "--preset", "ixi"], "--license"),
+        (["--z_zero", "vertex"], "--slices_mm"),
+        (["--slice_step_mm", 2], "--slices_mm"),
         (["--image_size", 40], "downsampling factor"),
         (["--table", "nowhere.tsv"], "nowhere.tsv"),
     ],

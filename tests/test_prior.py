@@ -6,6 +6,7 @@ from conftest import CODE_DIM, HEIGHT, WIDTH
 from safetensors.torch import load_file
 
 from vq_ihdm import BlurryPrior
+from vq_ihdm.errors import InputError
 from vq_ihdm.fit_prior import MIN_GAIN, MIN_SUBJECTS, blurred_coefficients, fit_prior
 from vq_ihdm.heat import blur, dct, idct, surviving_modes
 
@@ -198,3 +199,8 @@ def test_fit_is_reproducible():
 def test_unknown_kind():
     with pytest.raises(ValueError, match="mixture, slice or images"):
         fit_prior(embeddings(), SIGMA, "histogram")
+
+
+def test_a_single_slice_makes_no_distribution():
+    with pytest.raises(InputError, match="train on more"):
+        fit_prior(embeddings()[:1], SIGMA, "mixture")

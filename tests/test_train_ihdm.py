@@ -58,7 +58,15 @@ def test_a_denoiser_learns_on_from_a_denoiser_or_a_pipeline(ihdm, ihdm_run, vqga
         after = load_file(folder / "best" / "model.safetensors")
         for name, tensor in after.items():
             torch.testing.assert_close(tensor, before[name], atol=1e-6, rtol=0)
+        assert json.loads((folder / "config.json").read_text())["hidden_size"] != 8  # as the denoiser is
     assert "holds no denoiser" in refusal(ihdm, "--pretrained_model_name_or_path", vqgan_run / "best")
+    flags = ("--pretrained_model_name_or_path", ihdm_run / "best", "--covariates")  # none
+    assert "leave --covariates out, or train a new one" in refusal(ihdm, *flags)
+
+
+def test_a_network_that_reveals_nothing_in_training_samples_in_one_step(ihdm):
+    said = refusal(ihdm, "--reveal_probability", 0, "--num_inference_steps", 4)
+    assert "trains for one step of sampling only" in said
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory(ihdm, ihdm_run):

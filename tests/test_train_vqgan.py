@@ -56,15 +56,25 @@ def test_the_learning_rate_decays_to_zero_over_the_last_steps(vqgan, vqgan_run):
     assert rates == [[0.0], [1e-3]]
 
 
+@pytest.mark.parametrize("flags", [("--lr_decay_steps", 2), ("--lr_scheduler", "cosine")])
+def test_the_discriminator_that_begins_later_ends_with_the_generator(vqgan, flags):
+    parts = final_state(vqgan("--disc_start", 3, *flags))["parts"]
+    assert [parts[name]["_last_lr"] for name in ("scheduler_g", "scheduler_d")] == [[0.0], [0.0]]
+
+
 def test_a_vqgan_learns_on_from_a_model_or_a_pipeline(vqgan, vqgan_run, ihdm_run, tmp_path):
     folders = [
         vqgan(
             "--pretrained_model_name_or_path", place, "--learning_rate", 1e-12, "--num_vq_embeddings", 8,
-            "--block_out_channels", *[8] * 7, "--max_train_steps", 2, output_dir=tmp_path / place.name,
+            "--block_out_channels", *[8] * 7, "--max_train_steps", 2, "--no-l2_normalized_codes",
+            output_dir=tmp_path / place.name,
         )
         for place in (vqgan_run / "best", ihdm_run / "pipeline", ihdm_run / "pipeline" / "vqvae")
     ]  # fmt: skip
-    for folder in folders:  # the record goes on where that of the model ends
+    for folder in folders:
+        settings = json.loads((folder / "config.json").read_text())  # as the model is, not as the flags say
+        assert (settings["num_vq_embeddings"], settings["l2_normalized_codes"]) == (32, True)
+        # The record goes on where that of the model ends.
         stages = json.loads((folder / "best" / "training.json").read_text())["stages"]
         assert [stage["settings"]["learning_rate"] for stage in stages] == [1e-3, 1e-12]
     before, *after = (load_vq_model(folder / "best").state_dict() for folder in (vqgan_run, *folders))
@@ -122,5 +132,5 @@ def test_images_of_another_column_and_size(vqgan, template_set, tmp_path):
     flags = ("--dataset_name", tmp_path / "set", "--image_column", "slice_image", "--max_train_steps", 1)
     folder = vqgan(*flags, "--resolution", 40, "--center_crop")
     assert Image.open(folder / "reconstructions.png").size == (8 * 42 - 2, 2 * 42 - 2)
-    assert "name it with --image_column" in refusal(vqgan, *flags[:2], output_dir=tmp_path / "other")
+    assert "name that of the images with --image_column" in refusal(vqgan, *flags[:2], output_dir=tmp_path / "other")
     assert "--resolution" in refusal(vqgan, "--center_crop", output_dir=tmp_path / "other")

@@ -32,6 +32,8 @@ def test_a_preset_gives_defaults_and_flags_override_them(preset):
     assert args.max_train_steps == 100  # said by nobody but the script
     args = parse_args(parser(), "part", [*argv, "--train_batch_size", "9", "--random_flip", "--widths", "5"])
     assert (args.train_batch_size, args.random_flip, args.widths) == (9, True, [5])
+    off = preset("part:\n  push_to_hub: false\n  center_crop: false\n")  # which have no --no- form
+    assert not parse_args(parser(), "part", off).push_to_hub
 
 
 @pytest.mark.parametrize("content", [b"\x93NUMPY\x01", b"part:\n  \0", b"\xff\xfep\0a\0r\0t\0", b"part: [", b""])

@@ -73,6 +73,8 @@ def fit_prior(
         ValueError: an unknown kind.
         InputError: no slice has a value of every covariate.
     """
+    if kind != "slice" and len(states) < 2:
+        raise InputError("a prior of one slice alone would be this slice; train on more of them")
     generator = torch.Generator().manual_seed(seed)
     if kind == "slice":
         pick = torch.randint(len(states), (1,), generator=generator)

@@ -46,7 +46,8 @@ def parse_age(text: str) -> float:
 PARSERS = {
     "age": parse_age,
     "sex": lambda text: SEXES[text.strip().lower()],
-    "diagnosis": lambda text: "AD" if text == "Dementia" else text,  # ADNIMERGE: Dementia in DX, AD in DX_bl
+    # ADNIMERGE has Dementia in DX, AD in DX_bl.
+    "diagnosis": lambda text: "AD" if text.strip() == "Dementia" else text.strip(),
     "cdr": lambda text: CDR[[float(rating) for rating in CDR].index(float(text))],
 }
 MISSING = ["", "n/a", "N/A", "NA", "NaN", "nan"]
@@ -85,7 +86,7 @@ def read_covariates(table: pd.DataFrame) -> pd.DataFrame:
         values = []
         for line, text in enumerate(table[column], start=2):
             try:
-                values.append(None if pd.isna(text) else parse(text))
+                values.append(None if pd.isna(text) or not text.strip() else parse(text))
             except (KeyError, ValueError):
                 raise InputError(
                     f"column {column!r} of the table holds {text!r} in line {line}, which is no {name}; correct it or "

@@ -104,7 +104,7 @@ def find_scans(folder: Path, subject_pattern: str, required: bool, rejections: R
                 Scan(
                     path=folder / name,
                     name=name,
-                    subject=subject or re.sub(r"(\.gz|\.bz2)?$", "", Path(name).name).rpartition(".")[0],
+                    subject=subject or stem(name),
                     session=session[1] if session else "",
                     run=int(run[1]) if run else 0,
                     date=iso_date(name),
@@ -119,6 +119,11 @@ def find_scans(folder: Path, subject_pattern: str, required: bool, rejections: R
     return scans
 
 
+def stem(name: str) -> str:
+    """The name of a volume's file without its endings."""
+    return re.sub(r"(\.gz|\.bz2)?$", "", Path(name).name).rpartition(".")[0]
+
+
 def select_scans(scans: list[Scan], series: str, table: CovariateTable | None, rejections: Rejections) -> list[Scan]:
     """Those scans whose path, or whose description, modality or image id in the table, matches `series`.
 
@@ -126,7 +131,7 @@ def select_scans(scans: list[Scan], series: str, table: CovariateTable | None, r
     out. A date that the path does not tell is that of the table.
 
     Raises:
-        InputError: no scan matches.
+        InputError: no scan matches; or files of different folders have one name, and no other id tells whose they are.
     """
     images = table.images if table else {}
     selected = []
@@ -146,6 +151,15 @@ def select_scans(scans: list[Scan], series: str, table: CovariateTable | None, r
             f"none of {len(scans)} volumes, such as {scans[0].path}, is an image of the series {series!r} that the "
             "table lists, if it lists image ids; pass another --series or --table."
         )
+    named_by_file = {}
+    for scan in selected:
+        if scan.subject == stem(scan.name):
+            other = named_by_file.setdefault(scan.subject, scan)
+            if other.path.parent != scan.path.parent:
+                raise InputError(
+                    f"{other.name} and {scan.name} have one name and no subject id in their paths; tell whose they are "
+                    "with --subject_pattern, such as '^([^/]+)/' for the uppermost folder."
+                )
     return selected
 
 

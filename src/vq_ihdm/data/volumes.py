@@ -89,7 +89,9 @@ def files_of(image: nib.spatialimages.SpatialImage) -> list[Path]:
 
 
 def read_voxels(image: nib.spatialimages.SpatialImage) -> np.ndarray:
-    """The voxels (X, Y, Z) of an open volume in float32; NaN, which some tools write outside the brain, becomes 0.
+    """The voxels (X, Y, Z) of an open volume in float32.
+
+    NaN, which some tools write outside the brain, becomes 0, or the lowest value where there are lower ones.
 
     Raises:
         InputError: every voxel is one of at most two values, or some are too large.
@@ -103,7 +105,7 @@ def read_voxels(image: nib.spatialimages.SpatialImage) -> np.ndarray:
                     pass
     with np.errstate(over="ignore", invalid="ignore"):  # judged below
         data = np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
-    data = np.where(np.isnan(data), np.float32(0), data)
+    data = np.where(np.isnan(data), np.fmin.reduce(data, axis=None, initial=np.float32(0)), data)
     if max(-data.min(), data.max()) > MAX_INTENSITY:
         raise InputError("holds infinite values, or nearly so; set them to zero or convert it again.")
     if data.min() == data.max():
@@ -122,7 +124,7 @@ def window(data: np.ndarray, percentiles: tuple[float, float]) -> np.ndarray:
     low = np.percentile(data, percentiles[0])
     high = np.percentile(data[data > data.mean(dtype=np.float64)], percentiles[1], overwrite_input=True)
     scaled = data - low
-    scaled /= max(high - low, 1e-6)
+    scaled /= max(high - low, np.finfo(np.float32).tiny)
     return np.clip(scaled, 0, 1, out=scaled)
 
 

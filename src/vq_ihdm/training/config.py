@@ -100,7 +100,12 @@ def add_prior_arguments(parser: argparse.ArgumentParser) -> None:
     add("--prior", choices=["mixture", "slice", "images"], default="mixture")
     add("--prior_rank", type=positive_int, default=128)
     add("--prior_components", type=positive_int, default=8)
-    add("--allow_training_image_prior", action="store_true", help="save a prior of kind 'images' all the same")
+    add(
+        "--allow_training_image_prior",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="save a prior of kind 'images' all the same",
+    )
 
 
 def check_prior_arguments(args: argparse.Namespace) -> None:
@@ -144,7 +149,7 @@ def parse_args(parser: argparse.ArgumentParser, section: str, argv: list[str] | 
         if unknown:
             raise InputError(f"{path} names {', '.join(unknown)} under '{section}', which is no flag of this script")
         # As if the file's flags stood first on the command line: types and choices are checked, later ones win.
-        argv = [token for key, value in values.items() for token in _as_flag(key, value)] + argv
+        argv = [token for key, value in values.items() for token in _as_flag(parser, key, value)] + argv
     args = parser.parse_args(argv)
     for width, parts in DIVISORS.items():
         if parts in vars(args):
@@ -167,10 +172,10 @@ def _check_divisible(args: argparse.Namespace, width: str, parts: str) -> None:
             raise InputError(f"--{width} {number} is not divisible by --{parts} {divisor}; change one of them")
 
 
-def _as_flag(key: str, value: object) -> list[str]:
+def _as_flag(parser: argparse.ArgumentParser, key: str, value: object) -> list[str]:
     """A key and its YAML value as the command line has them."""
-    if value is None:
-        return []
+    if value is None or (value is False and f"--no-{key}" not in parser._option_string_actions):
+        return []  # a flag that is off unless it is given
     if isinstance(value, bool):
         return [f"--{key}" if value else f"--no-{key}"]
     if isinstance(value, list):

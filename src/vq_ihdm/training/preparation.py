@@ -56,14 +56,15 @@ def make_accelerator(args: argparse.Namespace) -> TimedAccelerator:
     return accelerator
 
 
-def make_scheduler(args: argparse.Namespace, optimizer: Optimizer) -> LRScheduler:
-    """The schedule of the learning rate the shared flags ask for."""
+def make_scheduler(args: argparse.Namespace, optimizer: Optimizer, start: int = 0) -> LRScheduler:
+    """The schedule of the learning rate the shared flags ask for, of a network that trains from step `start` on."""
+    steps = args.max_train_steps - start
     shape = get_scheduler(
-        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
+        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=steps
     ).lr_lambdas[0]
 
     def rate(step: int) -> float:
-        left = args.max_train_steps - step
+        left = steps - step
         return shape(step) * (min(1.0, left / args.lr_decay_steps) if args.lr_decay_steps else 1.0)
 
     return LambdaLR(optimizer, rate)
