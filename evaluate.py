@@ -25,9 +25,11 @@ from vq_ihdm.evaluation.image_sets import read_data_set, read_image_folder
 from vq_ihdm.evaluation.pipelines import evaluate_pipeline, tokenize
 from vq_ihdm.files import replacing
 from vq_ihdm.hub.evaluated_data import evaluated_data, is_of, of_splits
+from vq_ihdm.hub.model_files import weights_digest
 from vq_ihdm.hub.record import read_record
 from vq_ihdm.pipelines import load_pipeline
 from vq_ihdm.sampling_arguments import add_sampling_arguments, sampling_arguments
+from vq_ihdm.synthetic.provenance import pipeline_folder
 
 DRAWING = {"num_images": 1000, "seed": 0, "batch_size": 32}  # of --pipeline
 
@@ -76,6 +78,7 @@ def main() -> None:
         raise InputError("--tokenizer belongs to --images; a pipeline has its own")
     else:
         pipe = load_pipeline(args.pipeline).to(args.device)
+        weights = weights_digest(pipeline_folder(args.pipeline))  # now: a training may replace them meanwhile
         sampling = sampling_arguments(args, pipe)
 
     reading = {name: getattr(args, name) for name in ("image_column", "resolution", "center_crop")}
@@ -87,6 +90,8 @@ def main() -> None:
         report = evaluate_pipeline(pipe, reference, **DRAWING | drawing, **sampling)
 
     about = report.about | {"data": evaluated_data(args.dataset_name, training, held_out)}
+    if args.pipeline:
+        about["weights"] = weights
     record = read_record(args.pipeline) if args.pipeline else None
     if record is not None and not is_of(about["data"], record["data"]):
         about["trained_on"] = of_splits(record["data"])

@@ -234,7 +234,7 @@ def begin_set(args: argparse.Namespace, provenance: Provenance) -> "ShardUpload 
     Raises:
         InputError: something speaks against publishing images of this model.
     """
-    from vq_ihdm.hub.publishing import refuse_drawn
+    from vq_ihdm.hub.checks import refuse_drawn
     from vq_ihdm.synthetic.images_card import write_images_card
     from vq_ihdm.synthetic.upload import ShardUpload
 

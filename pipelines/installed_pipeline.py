@@ -144,15 +144,18 @@ class InstalledPipeline(StandalonePipeline):
         token: str | None = None,
         **kwargs,
     ) -> None:
-        """Save and upload in one commit. `publish.py` does the same with a new card and after all checks.
+        """Save and upload in one commit, after the checks of publish.py, where alone they can be overruled.
 
         Args:
             private: visibility of a new repository.
             kwargs: of `save_pretrained`.
+
+        Raises:
+            ValueError: as `save_pretrained` with `push_to_hub`.
         """
-        hub = {"repo_id": repo_id, "commit_message": commit_message, "private": private, "token": token}
         with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, push_to_hub=True, **hub, **kwargs)
+            self.save_pretrained(folder, **kwargs)
+            upload(Path(folder), repo_id, private, token, commit_message, name="this pipeline")
 
 
 def component_class(path: str) -> type:

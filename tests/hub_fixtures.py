@@ -12,6 +12,7 @@ from vq_ihdm.evaluation.report import Figure, Power, Report
 from vq_ihdm.evaluation.resampling import RESAMPLES, Estimate, estimate
 from vq_ihdm.fit_prior import fit_prior
 from vq_ihdm.hub.evaluated_data import of_splits
+from vq_ihdm.hub.model_files import weights_digest
 from vq_ihdm.hub.record import read_record, write_record
 from vq_ihdm.prior import BlurryPrior
 
@@ -52,6 +53,7 @@ def evaluate(folder: Path, ratio: float = 1.0, copies: float = 0.0) -> Path:
         "held_out": {"num_images": 16, "num_subjects": 4},
         "image_size": [32, 32],
         "networks": [],
+        "weights": weights_digest(folder),
     }
     kid, kid_floor = Estimate(0.0512, (0.048, 0.055), 500), Estimate(0.0012, (0.0008, 0.0016), 500)
     scatter = np.linspace(-0.018, 0.018, RESAMPLES)

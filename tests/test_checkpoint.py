@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from vq_ihdm import VQIHDMPipeline
-from vq_ihdm.hub.publishing import failed_checks
-from vq_ihdm.pipelines.saving import SCANLESS
+from vq_ihdm.hub.checks import failed_checks
+from vq_ihdm.hub.model_files import SCANLESS
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 SIZES = {"vq-ihdm-oasis": (176, 176), "vq-ihdm-oasis-fine": (176, 176), "vq-ihdm-ixi": (96, 128)}  # width, height

@@ -22,7 +22,8 @@ from vq_ihdm.evaluation.image_sets import ImageSet, independent, read_data_set, 
 from vq_ihdm.evaluation.pipelines import evaluate_pipeline
 from vq_ihdm.evaluation.report import KINDS
 from vq_ihdm.evaluation.second_stage import Tokenized
-from vq_ihdm.hub.publishing import failed_checks
+from vq_ihdm.hub.checks import failed_checks
+from vq_ihdm.hub.record import read_record
 
 NOT_OF_IMAGES = ("reconstruction", "second stage", "covariates")  # what only a pipeline has
 
@@ -292,7 +293,8 @@ def test_a_pipeline_may_be_compared_with_data_it_was_not_trained_on(pipeline_fol
 
     record(model, **content["data"])
     run_script("evaluate.py", *flags)
-    assert "trained_on" not in json.loads((model / "evaluation" / "report.json").read_text())
+    own = json.loads((model / "evaluation" / "report.json").read_text())
+    assert "trained_on" not in own and own["weights"] == read_record(model)["weights"]
     assert "unevaluated" not in failed_checks(model)
 
 

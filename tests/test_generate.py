@@ -25,7 +25,7 @@ from vq_ihdm import GANPipeline
 from vq_ihdm.baselines.stacks import LatentDecoder
 from vq_ihdm.errors import InputError
 from vq_ihdm.evaluation.image_sets import read_image_folder
-from vq_ihdm.hub.publishing import refuse_drawn
+from vq_ihdm.hub.checks import refuse_drawn
 from vq_ihdm.synthetic.images_card import write_images_card
 from vq_ihdm.synthetic.provenance import Provenance, seed_of_image
 from vq_ihdm.synthetic.shards import ParquetShards
@@ -378,6 +378,7 @@ def test_images_drawn_from_blurred_scans_are_not_pushed_where_these_are_restrict
     restricted(model)
     refuse_drawn(model, [])  # of a mixture
     fitted_prior(kind).save_pretrained(model / "prior")
+    restricted(model)
     said = refusal(generate, *SHARD_FLAGS, "--push_to_hub", "name", pipeline=model)
     assert "draws from blurred images of ADNI" in said and "--prior mixture" in said
 

@@ -238,14 +238,14 @@ def test_a_prior_of_scans_leaves_only_where_they_may_be_passed_on(
     hub: HubServer, author: HubClient, model: Path, kind: str, allowed: bool
 ):
     fitted_prior(kind).save_pretrained(model / "prior")
-    record(model, redistribution=allowed)
+    evaluate(record(model, redistribution=allowed))
     author.run(WITH_PACKAGE.format(str(model)) + "; pipe.prior.allow_saving_images = True")
     name = f"tester/{kind}-{allowed}"
     if allowed:
         author.run(f"pipe.push_to_hub({name!r})")
         assert ("model", name) in hub.repositories
     else:
-        with pytest.raises(RemoteError, match="ValueError.*blurred training images.*--allow_restricted_images"):
+        with pytest.raises(RemoteError, match="InputError.*blurred training images.*--allow_restricted_images"):
             author.run(f"pipe.push_to_hub({name!r})")
         assert ("model", name) not in hub.repositories
 
@@ -265,7 +265,7 @@ def test_without_the_package_a_prior_of_scans_does_not_leave(
 def test_a_failed_audit_holds_for_push_to_hub_too(hub: HubServer, author: HubClient, model: Path):
     memorising(model)
     author.run(WITH_PACKAGE.format(str(model)))
-    with pytest.raises(RemoteError, match="ValueError.*audit.*--allow_failed_audit"):
+    with pytest.raises(RemoteError, match="InputError.*audit.*--allow_failed_audit"):
         author.run("pipe.push_to_hub('tester/memorising')")
     assert ("model", "tester/memorising") not in hub.repositories
 

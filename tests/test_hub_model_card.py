@@ -15,10 +15,10 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from vq_ihdm.data.images import load_slices
 from vq_ihdm.errors import InputError
 from vq_ihdm.hub.audit import audit_failures
+from vq_ihdm.hub.checks import failed_checks
 from vq_ihdm.hub.describe import describe
 from vq_ihdm.hub.figures import estimate
 from vq_ihdm.hub.model_card import model_card, write_model_card
-from vq_ihdm.hub.publishing import failed_checks
 from vq_ihdm.hub.record import METHODS, UNKNOWN, read_record, stage_record, write_record
 
 

@@ -5,12 +5,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import tiny_vq_model
+from conftest import tiny_vq_ihdm, tiny_vq_model
 from hub_fixtures import DATA, evaluate, fitted_prior, memorising, record, restricted, unevaluated
 
+from vq_ihdm import VQIHDMPipeline
 from vq_ihdm.errors import InputError
+from vq_ihdm.hub.checks import failed_checks, refuse
 from vq_ihdm.hub.evaluated_data import is_of
-from vq_ihdm.hub.publishing import failed_checks, files_of, publish, refuse
+from vq_ihdm.hub.model_card import model_card
+from vq_ihdm.hub.publishing import files_of, publish
 from vq_ihdm.pipelines.saving import upload
 
 
@@ -20,12 +23,26 @@ def model(pipeline_folder: Path, tmp_path: Path) -> Path:
     return evaluate(record(Path(shutil.copytree(pipeline_folder, tmp_path / "model"))))
 
 
-def without_data(folder: Path) -> None:
-    """Make the evaluation one of an earlier version, which did not tell its data."""
+def without(entry: str, folder: Path) -> None:
+    """Make the evaluation one of an earlier version, which did not tell its data, or its weights."""
     file = folder / "evaluation" / "report.json"
     report = json.loads(file.read_text())
-    del report["data"]
+    del report[entry]
     file.write_text(json.dumps(report))
+
+
+def train_on(folder: Path) -> VQIHDMPipeline:
+    """Save other weights into a pipeline's folder, as its owner would."""
+    pipe = VQIHDMPipeline.from_pretrained(folder)
+    pipe.denoiser.head.bias.data += 1
+    pipe.save_pretrained(folder)
+    return pipe
+
+
+def with_other_weights(folder: Path) -> None:
+    """Make the evaluation one of earlier weights than those of the record."""
+    train_on(folder)
+    record(folder)
 
 
 def with_picture(folder: Path, name: str) -> None:
@@ -57,7 +74,9 @@ def with_prior(folder: Path, kind: str) -> None:
             "unevaluated",
         ),
         (lambda folder: record(folder, splits=DATA["splits"] | {"test": {"slices": 16, "subjects": 4}}), None),
-        (without_data, "unevaluated"),
+        (lambda folder: without("data", folder), "unevaluated"),
+        (lambda folder: without("weights", folder), "unevaluated"),
+        (with_other_weights, "unevaluated"),
         (memorising, "failed_audit"),
     ],
 )
@@ -70,6 +89,49 @@ def test_failed_checks_name_the_option_that_overrules_them(model: Path, change, 
         with pytest.raises(InputError):
             refuse(model, {"restricted_images", "unevaluated", "failed_audit"} - {failed_check})
         refuse(model, [failed_check])
+
+
+@pytest.mark.parametrize(
+    ("change", "option"),
+    [
+        (unevaluated, "unevaluated"),
+        (lambda folder: record(folder, source="IXI"), "unevaluated"),
+        (memorising, "failed_audit"),
+        (lambda folder: with_prior(folder, "slice"), "restricted_images"),
+    ],
+)
+def test_push_to_hub_refuses_what_publishing_refuses(model: Path, tmp_path: Path, change, option: str):
+    """Before the Hub is asked, whoever may see the repository."""
+    change(model)
+    pipe = VQIHDMPipeline.from_pretrained(model)
+    pipe.prior.allow_saving_images = True
+    with pytest.raises(InputError, match=f"this pipeline .*publish.py --allow_{option}"):
+        pipe.push_to_hub("account/name", private=False)
+    with pytest.raises(InputError, match=f"saved .*publish.py --allow_{option}"):
+        pipe.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="account/name")
+
+
+def test_records_of_other_weights_are_not_the_models_own(model: Path):
+    """Weights that are saved into their own folder find card, record and report of the earlier ones beside them."""
+    VQIHDMPipeline.from_pretrained(model).save_pretrained(model)
+    assert failed_checks(model) == {}
+    pipe = train_on(model)
+    for ask in (failed_checks, model_card, lambda folder: publish(folder, "account/name")):
+        with pytest.raises(InputError, match=r"training\.json of its weights"):
+            ask(model)
+    for pipeline in (pipe, tiny_vq_ihdm()):
+        with pytest.raises(InputError, match=r"this pipeline is neither a model with the training\.json"):
+            pipeline.push_to_hub("account/name")
+
+
+def test_a_record_of_an_earlier_version_counts(model: Path):
+    """It does not tell its weights; what was trained then could never be published, evaluated or not."""
+    content = json.loads((model / "training.json").read_text())
+    del content["weights"]
+    (model / "training.json").write_text(json.dumps(content))
+    assert failed_checks(model) == {}
+    unevaluated(model)
+    assert list(failed_checks(model)) == ["unevaluated"]
 
 
 def test_splits_that_were_measured_together_are_of_the_data_they_are_in():

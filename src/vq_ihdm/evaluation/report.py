@@ -5,6 +5,7 @@ Schema of `report.json`:
     schema_version: 2
     generated: what was evaluated: num_images and, of a pipeline, its class, num_inference_steps, temperature, seed,
         seconds_per_image
+    weights: digest of the pipeline's (`vq_ihdm.hub.model_files.weights_digest`)
     data: source of the real images, and splits: {slices, subjects} by name, both as in `training.json`
     trained_on: the same of the pipeline's training, where it was on other data
     training, held_out: {num_images, num_subjects} of the real sides

@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 from safetensors.torch import save_file
 
 from ..data.images import SliceTensors
-from ..pipelines.saving import AUDIT_INDEX
+from .model_files import AUDIT_INDEX
 
 POOL = 8
 

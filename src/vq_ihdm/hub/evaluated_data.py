@@ -1,4 +1,4 @@
-"""On which data a model was evaluated, and whether they are those it was trained on.
+"""Which weights were evaluated on which data, and whether they are a model's own and those it was trained on.
 
 Against other people its figures are of use, but its audit says nothing: it looks for copies of images that training
 never saw.
@@ -7,7 +7,8 @@ never saw.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .figures import read_report
+from ..files import read_json
+from .model_files import weights_digest
 from .record import data_facts
 
 if TYPE_CHECKING:
@@ -32,12 +33,22 @@ def is_of(evaluated: dict[str, Any], data: dict[str, Any]) -> bool:
     )
 
 
-def is_own(report: dict[str, Any], data: dict[str, Any]) -> bool:
-    """Whether a report tells its data, and they are the `data` of a training's record."""
-    return "data" in report and is_of(report["data"], data)
+def read_report(folder: Path) -> dict[str, Any] | None:
+    """The report beside a model's weights, or None.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    file = folder / "evaluation" / "report.json"
+    return read_json(file) if file.is_file() else None
 
 
 def own_report(folder: Path, data: dict[str, Any]) -> dict[str, Any] | None:
-    """The report beside a model's weights, if it is of the `data` of its record; else, as without a report, None."""
+    """The report beside a model's weights, if it is of them and of the `data` of their record.
+
+    Else None, as without a report. One that does not tell its weights or its data is of an earlier version.
+    """
     report = read_report(folder)
-    return report if report is not None and is_own(report, data) else None
+    if report is None or "data" not in report or not is_of(report["data"], data):
+        return None
+    return report if report.get("weights") == weights_digest(folder) else None

@@ -1,13 +1,11 @@
 """What a model card says in numbers: the figures of an evaluation report (`vq_ihdm.evaluation.report`)."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult
 
 from ..evaluation.report import table
-from ..files import read_json
 from .audit import memorisation_figures
 
 TASK = "unconditional-image-generation"
@@ -15,16 +13,6 @@ TASK = "unconditional-image-generation"
 HEADLINES = ("kid", "fid", "precision", "recall", "ms_ssim", "duplicate_rate")
 
 Figure = dict[str, Any]  # an entry of the report's `figures`
-
-
-def read_report(folder: Path) -> dict[str, Any] | None:
-    """The report beside a model's weights, or None.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    file = folder / "evaluation" / "report.json"
-    return read_json(file) if file.is_file() else None
 
 
 def headlines(report: dict[str, Any]) -> list[Figure]:

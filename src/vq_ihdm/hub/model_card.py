@@ -22,7 +22,7 @@ from ..files import read_json, replacing
 from .audit import audit_failures, memorisation_figures
 from .evaluated_data import own_report
 from .figures import TASK, control_figures, eval_results, figure_table, headlines, quality
-from .record import RECORD, read_record
+from .record import RECORD, own_record
 
 SOURCES = {source.name: source for source in (ADNI, IXI, OASIS1, OWN, TEMPLATE)}
 UNITS = {"usage": ("share of codes in use", "{:.0%}"), "perplexity": ("perplexity of the codes", "{:.0f}")}
@@ -81,13 +81,15 @@ def model_card(folder: Path, name: str | None = None) -> ModelCard:
         name: Hub id or folder by which the card's examples load the model; the folder's own name when None.
 
     Raises:
-        InputError: there is no `training.json`, or one of the files cannot be read.
+        InputError: there is no `training.json` of these weights, or one of the files cannot be read.
     """
     index = folder / "model_index.json"
     system = read_json(index)["_class_name"][1] if index.is_file() else "VQModel"
-    record = read_record(folder)
+    record = own_record(folder)
     if record is None:
-        raise InputError(f"{folder} has no {RECORD}, from which a card is written; the train scripts leave one")
+        raise InputError(
+            f"{folder} has no {RECORD} of its weights, from which a card is written; train scripts leave one"
+        )
     data = record["data"]
     report = own_report(folder, data)
     name = name or folder.resolve().name

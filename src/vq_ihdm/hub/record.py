@@ -13,6 +13,7 @@ Schema:
         held_out: what was measured on the validation split, by name
         step, images_seen, seconds: of the weights that were kept
         hardware: device, cores, threads, processes, torch
+    weights: digest of the weights that all this is about (`model_files.weights_digest`)
 
 No path, no user's name and nothing about a single scan enters it.
 """
@@ -35,6 +36,7 @@ from .._version import __version__
 from ..data.sources import OWN
 from ..errors import InputError
 from ..files import read_json, replacing
+from .model_files import weights_digest
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -103,7 +105,8 @@ def stage_record(args: argparse.Namespace, metrics: dict[str, float]) -> dict[st
 
 
 def write_record(folder: Path, data: dict[str, Any], stages: list[dict[str, Any]]) -> None:
-    record = {"version": __version__, "data": data, "stages": stages}
+    """Write the record of the weights in `folder`."""
+    record = {"version": __version__, "data": data, "stages": stages, "weights": weights_digest(folder)}
     with replacing(folder / RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
 
@@ -124,6 +127,19 @@ def read_record(path_or_id: str | os.PathLike) -> dict[str, Any] | None:
     ):
         raise InputError(f"{file} is no record of a training; take the {RECORD} that was saved with the weights")
     return record
+
+
+def own_record(folder: Path) -> dict[str, Any] | None:
+    """The record beside a model's weights, if it is of them; else, as without a record, None.
+
+    Raises:
+        InputError: there is no such folder, or the file holds no record.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; name one that holds a model or a built data set")
+    record = read_record(folder)
+    tells = record is not None and "weights" in record  # earlier versions did not
+    return None if tells and record["weights"] != weights_digest(folder) else record
 
 
 def tokenizer_stages(path_or_id: str | os.PathLike) -> list[dict[str, Any]]:

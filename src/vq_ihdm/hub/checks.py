@@ -1,0 +1,87 @@
+"""What must be known of a model, or of a data set, before it leaves this machine."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from ..errors import InputError
+from ..files import read_json
+from .audit import audit_failures
+from .evaluated_data import own_report, read_report
+from .model_files import SCANS, holds_training_images
+from .record import DATA_FACTS, RECORD, own_record
+
+
+def is_data_set(folder: Path) -> bool:
+    return (folder / DATA_FACTS).is_file()
+
+
+def refuse(folder: Path, allow: Collection[str]) -> None:
+    """Stop at the first failed check that is not among `allow`.
+
+    Raises:
+        InputError: there is one.
+    """
+    for option, sentence in failed_checks(folder).items():
+        if option not in allow:
+            raise InputError(f"{sentence}; --allow_{option} publishes it all the same")
+
+
+def refuse_drawn(folder: Path, allow: Collection[str]) -> None:
+    """As `refuse`, for images that the pipeline in `folder` drew: its own pictures and weights stay where they are.
+
+    Raises:
+        InputError: a check failed, or images are drawn from blurred training images that must not be passed on.
+    """
+    refuse(folder, ["restricted_images", *allow])
+    data = own_record(folder)["data"]
+    if holds_training_images(folder) and not data["redistribution"]:
+        raise InputError(
+            f"{folder} draws from blurred images of {data['source']}, which must not be passed on, and what it draws "
+            "shows them; train with --prior mixture"
+        )
+
+
+def failed_checks(folder: Path, name: str | None = None) -> dict[str, str]:
+    """The checks before publishing that a folder fails: sentences, by the name of the option that overrules them.
+
+    Args:
+        name: what the sentences call it; the folder's path when None.
+
+    Raises:
+        InputError: the folder holds nothing that could be published.
+    """
+    name = name or str(folder)
+    if is_data_set(folder):
+        facts = read_json(folder / DATA_FACTS)
+        if facts["redistribution"]:
+            return {}
+        return {"restricted_images": f"{name} holds images of {facts['source']}, which must not be passed on"}
+
+    record = own_record(folder)
+    if record is None:
+        raise InputError(
+            f"{name} is neither a model with the {RECORD} of its weights nor a built data set; publish what a train "
+            "script or a builder left"
+        )
+    found = {}
+    if not record["data"]["redistribution"]:
+        restricted = [scan for scan in SCANS if (folder / scan).is_file()]
+        if holds_training_images(folder):
+            restricted.append("a prior made of blurred training images")
+        if restricted:
+            source = record["data"]["source"]
+            found["restricted_images"] = (
+                f"{name} holds {', '.join(restricted)}, and images of {source} must not be passed on"
+            )
+    if (folder / "model_index.json").is_file():
+        report = read_report(folder)
+        if report is None:
+            found["unevaluated"] = f"{name} was not evaluated; run evaluate.py with its folder as --pipeline"
+        elif own_report(folder, record["data"]) is None:
+            found["unevaluated"] = (
+                f"evaluation/report.json of {name} is not known to be of its weights and of the data that {RECORD} "
+                "names; run evaluate.py with its folder as --pipeline and them as --dataset_name"
+            )
+        if report is not None and (failures := audit_failures(report)):
+            found["failed_audit"] = f"the memorisation audit of {name} failed ({' '.join(failures)})"
+    return found
