@@ -305,6 +305,8 @@ def test_the_baseline_travels_the_same_way(author: HubClient, stranger: HubClien
 def test_a_missing_repository_and_a_private_one_are_told_in_a_sentence(author: HubClient, stranger: HubClient):
     with pytest.raises(RemoteError, match="InputError.*tester/none"):
         author.run(WITH_PACKAGE.format("tester/none"))
+    with pytest.raises(RemoteError, match="InputError: tester/none is no folder, and no repository"):
+        author.run("from vq_ihdm.hub.record import read_record; read_record('tester/none')")
     with pytest.raises(RemoteError, match="tester/none"):
         stranger.run(WITHOUT_PACKAGE.format("tester/none"))
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import tiny_vq_ihdm, tiny_vq_model
+from conftest import ROOT, refusal, run_script, tiny_vq_ihdm, tiny_vq_model
 from hub_fixtures import DATA, evaluate, fitted_prior, memorising, record, restricted, unevaluated
 
 from vq_ihdm import VQIHDMPipeline
@@ -14,6 +14,7 @@ from vq_ihdm.hub.checks import failed_checks, refuse
 from vq_ihdm.hub.evaluated_data import is_of
 from vq_ihdm.hub.model_card import model_card
 from vq_ihdm.hub.publishing import files_of, publish
+from vq_ihdm.hub.record import read_record
 from vq_ihdm.pipelines.saving import upload
 
 
@@ -188,6 +189,23 @@ def test_damaged_facts_of_a_data_set_are_named(tmp_path: Path):
     (tmp_path / "vq_ihdm.json").write_text("{")
     with pytest.raises(InputError, match="vq_ihdm.json cannot be read"):
         refuse(tmp_path, [])
+
+
+@pytest.mark.parametrize("typo", ["typo", "runs/typo", "runs/ihdm/typo"])
+def test_a_folder_that_is_not_there_is_told_in_a_sentence(tmp_path: Path, typo: str):
+    """Its name could be that of a repository, of which the Hub is not asked."""
+    said = [
+        refusal(run_script, ROOT / "publish.py", typo, "--repo_id", "name", folder=tmp_path),
+        refusal(run_script, ROOT / "publish.py", typo, "--repo_id", "name", "--as_space", folder=tmp_path),
+        refusal(run_script, ROOT / "src/vq_ihdm/__main__.py", "card", typo, folder=tmp_path),
+    ]
+    assert said == [f"error: {typo} is no folder; name one that holds a model or a built data set"] * 3
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_path_that_can_be_no_repository_is_told_in_a_sentence():
+    with pytest.raises(InputError, match="^runs/ihdm/typo is no folder, and no repository"):
+        read_record("runs/ihdm/typo")
 
 
 def test_a_folder_of_unknown_origin_is_refused(pipeline_folder: Path):

@@ -69,8 +69,9 @@ CONTACT = (
 
 def write_model_card(folder: Path, name: str | None = None) -> None:
     """Write `model_card` to `folder/README.md`."""
+    card = model_card(folder, name)  # first: a folder that is not there must not be made
     with replacing(folder / "README.md") as temporary:
-        model_card(folder, name).save(temporary)
+        card.save(temporary)
 
 
 def model_card(folder: Path, name: str | None = None) -> ModelCard:

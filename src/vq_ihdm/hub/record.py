@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import PartialState
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 
 from .._version import __version__
 from ..data.sources import OWN
@@ -115,7 +115,7 @@ def read_record(path_or_id: str | os.PathLike) -> dict[str, Any] | None:
     """The record of a model folder or Hub repository; None where there is none.
 
     Raises:
-        InputError: the file holds no record.
+        InputError: there is no such folder and no such repository, or the file holds no record.
     """
     file = repository_file(path_or_id, RECORD)
     if file is None:
@@ -151,7 +151,11 @@ def tokenizer_stages(path_or_id: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def repository_file(path_or_id: str | os.PathLike, name: str, repo_type: str = "model") -> Path | None:
-    """A file of a local folder or of a Hub repository, or None when that has no such file."""
+    """A file of a local folder or of a Hub repository, or None when that has no such file.
+
+    Raises:
+        InputError: there is no such folder and no such repository.
+    """
     folder = Path(path_or_id)
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None
@@ -159,6 +163,8 @@ def repository_file(path_or_id: str | os.PathLike, name: str, repo_type: str = "
         return Path(hf_hub_download(str(path_or_id), name, repo_type=repo_type))
     except EntryNotFoundError:
         return None
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise InputError(f"{path_or_id} is no folder, and no repository that this account can see") from error
 
 
 def cpu_name() -> str:
