@@ -240,6 +240,21 @@ def test_the_record_of_the_tokenizer_comes_along(pipeline_folder: Path, template
     assert read_record(model)["data"]["redistribution"] is False  # a plain folder of images counts as confidential
 
 
+def test_the_trainings_of_an_earlier_denoiser_come_along_each_once(model: Path, template_set: Path, tmp_path: Path):
+    tokenizer = STAGE | {"script": "train_vqgan.py", "settings": {"num_vq_embeddings": 16}}
+    write_record(model, DATA, [tokenizer, STAGE])
+    learnt_on = Path(shutil.copytree(model, tmp_path / "learnt_on"))
+    splits, metrics = load_slices(str(template_set)), {"step": 1, "images_seen": 4, "seconds": 60.0}
+    for denoiser in (model, model / "denoiser"):
+        args = argparse.Namespace(
+            dataset_name=None, vqvae=str(model), pretrained_model_name_or_path=str(denoiser), seed=0
+        )
+        describe(learnt_on, tiny_vq_ihdm(), args, metrics, splits)
+        *earlier, last = read_record(learnt_on)["stages"]
+        assert earlier == [tokenizer, STAGE] and last["seconds"] == 60
+    assert "Compute: 3 h 1 min" in section(model_card(learnt_on), "Training")
+
+
 def test_the_command_writes_the_card_again(model: Path, capsys: pytest.CaptureFixture):
     evaluate(model)
     run_script("src/vq_ihdm/__main__.py", "card", model)

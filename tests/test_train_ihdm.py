@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from states import assert_same_weights, differences, final_state
 
 from vq_ihdm import VQIHDMPipeline
+from vq_ihdm.hub.record import read_record
 from vq_ihdm.training.checkpoints import list_checkpoints
 from vq_ihdm.training.state import load_state
 
@@ -59,6 +60,8 @@ def test_a_denoiser_learns_on_from_a_denoiser_or_a_pipeline(ihdm, ihdm_run, vqga
         for name, tensor in after.items():
             torch.testing.assert_close(tensor, before[name], atol=1e-6, rtol=0)
         assert json.loads((folder / "config.json").read_text())["hidden_size"] != 8  # as the denoiser is
+        *earlier, last = read_record(folder / "pipeline")["stages"]
+        assert earlier == read_record(ihdm_run / "pipeline")["stages"] and last["step"] == 1
     assert "holds no denoiser" in refusal(ihdm, "--pretrained_model_name_or_path", vqgan_run / "best")
     flags = ("--pretrained_model_name_or_path", ihdm_run / "best", "--covariates")  # none
     assert "leave --covariates out, or train a new one" in refusal(ihdm, *flags)

@@ -13,7 +13,7 @@ from ..pipelines.token_pipeline import TokenPipeline
 from .audit_index import write_audit_index
 from .model_card import write_model_card
 from .publishing import push
-from .record import data_facts, stage_record, tokenizer_stages, write_record
+from .record import data_facts, denoiser_stages, stage_record, tokenizer_stages, write_record
 
 
 def save_trained_pipeline(
@@ -47,7 +47,8 @@ def describe(
     images must not be passed on.
 
     Args:
-        args: the effective configuration; the record of its `vqvae`, where the system has one, is taken over.
+        args: the effective configuration; the records of its `vqvae`, where the system has one, and of the denoiser it
+            started from are taken over.
         metrics: `step`, `seconds` and held-out measures of the weights that were kept.
         splits: the data set.
     """
@@ -59,6 +60,7 @@ def describe(
     if data["redistribution"]:
         write_audit_index(folder, splits)
     if isinstance(pipeline, TokenPipeline):
-        stages = tokenizer_stages(args.vqvae) + stages
+        earlier = vars(args).get("pretrained_model_name_or_path")  # of train_ihdm.py alone
+        stages = tokenizer_stages(args.vqvae) + (denoiser_stages(earlier) if earlier else []) + stages
     write_record(folder, data, stages)
     write_model_card(folder, name="pipeline")

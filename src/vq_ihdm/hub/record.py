@@ -144,10 +144,23 @@ def own_record(folder: Path) -> dict[str, Any] | None:
 
 def tokenizer_stages(path_or_id: str | os.PathLike) -> list[dict[str, Any]]:
     """The trainings of a VQModel: a model folder or Hub id, a pipeline that has one, or its folder in a pipeline's."""
+    return [stage for stage in recorded_stages(path_or_id) if "num_vq_embeddings" in stage["settings"]]
+
+
+def denoiser_stages(path_or_id: str | os.PathLike) -> list[dict[str, Any]]:
+    """The trainings of a denoiser: a pipeline's folder or Hub id, its folder in a pipeline's, or a run's `best/`."""
+    path = Path(path_or_id)
+    pipeline = path.with_name("pipeline")  # where a run leaves the record of its best denoiser
+    stages = recorded_stages(pipeline if path.name == "best" and pipeline.is_dir() else path_or_id)
+    return [stage for stage in stages if "num_vq_embeddings" not in stage["settings"]]
+
+
+def recorded_stages(path_or_id: str | os.PathLike) -> list[dict[str, Any]]:
+    """The trainings in the record of a model, or of the pipeline in whose folder it lies; none without a record."""
     path = Path(path_or_id)
     in_pipeline = (path.parent / "model_index.json").is_file()
     record = read_record(path.parent if in_pipeline else path_or_id)
-    return [stage for stage in record["stages"] if "num_vq_embeddings" in stage["settings"]] if record else []
+    return record["stages"] if record else []
 
 
 def repository_file(path_or_id: str | os.PathLike, name: str, repo_type: str = "model") -> Path | None:
