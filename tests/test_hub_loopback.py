@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from hub_client import HubClient, RemoteError
 from hub_fixtures import evaluate, fitted_prior, memorising, record, unevaluated
 from hub_server import TOKEN, HubServer
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, SpaceCard
 
 from vq_ihdm import AbsorbingDiffusionPipeline
 from vq_ihdm.baselines.absorbing import AbsorbingDenoiser, AbsorbingDenoiserConfig
@@ -329,6 +329,8 @@ def test_the_page_is_published_with_its_pipeline_inside(hub: HubServer, author: 
     author.run(RUN_SCRIPT.format(arguments, "publish.py"))
     files = hub.repositories["space", "tester/page"].files
     assert {"app.py", "README.md", "requirements.txt"} <= set(files)
+    card = SpaceCard(files["README.md"].decode())
+    assert card.data.license == "odbl" and card.data.app_file == "app.py" and "under Apache-2.0" in card.text
     inside = {name.removeprefix("checkpoints/vq-ihdm-oasis-fine/") for name in files if name.startswith("checkpoints/")}
     assert inside == set(contents_of(model))
 

@@ -8,12 +8,13 @@ import pytest
 from conftest import ROOT, refusal, run_script, tiny_vq_ihdm, tiny_vq_model
 from hub_fixtures import DATA, evaluate, fitted_prior, memorising, record, restricted, unevaluated
 
-from vq_ihdm import VQIHDMPipeline
+from vq_ihdm import GANPipeline, VQIHDMPipeline
+from vq_ihdm.baselines.stacks import LatentDecoder
 from vq_ihdm.errors import InputError
 from vq_ihdm.hub.checks import failed_checks, refuse
 from vq_ihdm.hub.evaluated_data import is_of
 from vq_ihdm.hub.model_card import model_card
-from vq_ihdm.hub.publishing import files_of, publish
+from vq_ihdm.hub.publishing import files_of, publish, publish_space
 from vq_ihdm.hub.record import read_record
 from vq_ihdm.pipelines.saving import upload
 
@@ -196,11 +197,19 @@ def test_a_folder_that_is_not_there_is_told_in_a_sentence(tmp_path: Path, typo: 
     """Its name could be that of a repository, of which the Hub is not asked."""
     said = [
         refusal(run_script, ROOT / "publish.py", typo, "--repo_id", "name", folder=tmp_path),
-        refusal(run_script, ROOT / "publish.py", typo, "--repo_id", "name", "--as_space", folder=tmp_path),
         refusal(run_script, ROOT / "src/vq_ihdm/__main__.py", "card", typo, folder=tmp_path),
     ]
-    assert said == [f"error: {typo} is no folder; name one that holds a model or a built data set"] * 3
+    assert said == [f"error: {typo} is no folder; name one that holds a model or a built data set"] * 2
     assert not any(tmp_path.iterdir())
+
+
+def test_a_space_is_made_of_nothing_that_the_page_could_not_draw_from(template_set: Path, tmp_path: Path):
+    gan, tokenizer = tmp_path / "gan", tmp_path / "tokenizer"
+    GANPipeline(LatentDecoder(32, 32, latent_dim=8).eval()).save_pretrained(gan)
+    tiny_vq_model().save_pretrained(tokenizer)
+    for folder in (template_set, evaluate(record(gan)), record(tokenizer), tmp_path / "typo"):
+        with pytest.raises(InputError, match=f"{folder.name} holds no VQIHDMPipeline"):
+            publish_space(ROOT, folder, "name")
 
 
 def test_a_path_that_can_be_no_repository_is_told_in_a_sentence():

@@ -22,6 +22,7 @@ from ..files import read_json, replacing
 from .audit import audit_failures, memorisation_figures
 from .evaluated_data import own_report
 from .figures import TASK, control_figures, eval_results, figure_table, headlines, quality
+from .model_files import system_of
 from .record import RECORD, own_record
 
 SOURCES = {source.name: source for source in (ADNI, IXI, OASIS1, OWN, TEMPLATE)}
@@ -84,8 +85,7 @@ def model_card(folder: Path, name: str | None = None) -> ModelCard:
     Raises:
         InputError: there is no `training.json` of these weights, or one of the files cannot be read.
     """
-    index = folder / "model_index.json"
-    system = read_json(index)["_class_name"][1] if index.is_file() else "VQModel"
+    system = system_of(folder)
     record = own_record(folder)
     if record is None:
         raise InputError(

@@ -16,6 +16,12 @@ SCANS = ("reconstructions.png", *(f"evaluation/{name}.png" for name in PAIRS), A
 COMPONENT_FILES = ("config.json", "scheduler_config.json", "[!.]*.safetensors", "[!.]*.safetensors.index.json")
 
 
+def system_of(folder: Path) -> str:
+    """The class of the pipeline in a folder; without one, that of a tokenizer."""
+    index = folder / "model_index.json"
+    return read_json(index)["_class_name"][1] if index.is_file() else "VQModel"
+
+
 def own_files(folder: Path) -> dict[str, Path]:
     """What this package writes into the folder of a pipeline or VQModel, by name; nothing else in it may leave."""
     index = folder / "model_index.json"

@@ -4,11 +4,14 @@ import argparse
 from collections.abc import Collection
 from pathlib import Path
 
+from huggingface_hub import SpaceCard
+
+from ..errors import InputError
 from ..uploading import HubRepository
 from .checks import is_data_set, refuse
 from .model_card import model_card
-from .model_files import own_files
-from .record import DATA_FACTS
+from .model_files import own_files, system_of
+from .record import DATA_FACTS, own_record
 
 SPACE_PIPELINE = "checkpoints/vq-ihdm-oasis-fine"  # where app.py looks for its pipeline
 COMMIT_MESSAGE = "Publish with vq-ihdm"
@@ -51,14 +54,22 @@ def push(folder: Path, args: argparse.Namespace) -> None:
 
 
 def publish_space(root: Path, folder: Path, repo_id: str, private: bool = True, allow: Collection[str] = ()) -> str:
-    """As `publish`: the page `app.py` with the pipeline inside, as a Space.
+    """As `publish`: the page `app.py` with the pipeline inside, as a Space under the licence of its weights.
 
     Args:
         root: of this project's repository, where app.py and space/ lie.
+        folder: of a `VQIHDMPipeline`.
+
+    Raises:
+        InputError: as `publish`, or the folder holds something else.
     """
+    if system_of(folder) != "VQIHDMPipeline":
+        raise InputError(f"{folder} holds no VQIHDMPipeline, which the page draws from; name one of train_ihdm.py")
     refuse(folder, allow)
-    files = {"app.py": root / "app.py"}
-    files |= {name: root / "space" / name for name in ("README.md", "requirements.txt")}
+    card = SpaceCard.load(root / "space" / "README.md")
+    card.data.license = own_record(folder)["data"]["licence"]
+    files: dict[str, Path | bytes] = {"README.md": str(card).encode()}
+    files |= {"app.py": root / "app.py", "requirements.txt": root / "space" / "requirements.txt"}
     files |= {f"{SPACE_PIPELINE}/{name}": file for name, file in files_of(folder).items()}
     repository = HubRepository(repo_id, "space", private)
     repository.commit(files, COMMIT_MESSAGE, mirror=True)
