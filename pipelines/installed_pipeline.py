@@ -28,7 +28,7 @@ class InstalledPipeline(StandalonePipeline):
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike,
-        torch_dtype: torch.dtype = torch.float32,
+        torch_dtype: torch.dtype | dict[str, torch.dtype] | None = None,
         variant: str | None = None,
         use_safetensors: bool = True,
         **kwargs,
@@ -38,7 +38,8 @@ class InstalledPipeline(StandalonePipeline):
         The code that travels in the repository is not run, hence no trust flag is needed; and no pickle is read.
 
         Args:
-            torch_dtype: of the networks' weights; `dtype`, its newer name, is understood too.
+            torch_dtype: of the networks' weights, by default float32; or a type for each component by name, and as
+                `default` that of all others. `dtype`, its newer name, is understood too.
             variant: of the weights' files, such as `fp16`, for every network that was saved as one.
             use_safetensors: only True.
             kwargs: components to be used instead of the stored ones, by name; and `revision`, `token`, `cache_dir`,
@@ -46,10 +47,11 @@ class InstalledPipeline(StandalonePipeline):
 
         Raises:
             ValueError: a component cannot be read, is incomplete or not finite, or does not belong to the others;
-                `use_safetensors` is False, or no network has the `variant`.
+                `use_safetensors` is False, `torch_dtype` names no type or no component, or no network has the
+                `variant`.
             TypeError: another keyword.
         """
-        torch_dtype = kwargs.pop("dtype", torch_dtype)
+        dtypes = cls.dtypes_by_name(kwargs.pop("dtype", torch_dtype))
         given = {name: kwargs.pop(name) for name in cls.COMPONENTS if name in kwargs}
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         if kwargs:
@@ -69,11 +71,26 @@ class InstalledPipeline(StandalonePipeline):
                 continue
             component, options = component_class(path), {}
             if issubclass(component, torch.nn.Module):
-                options = {"torch_dtype": torch_dtype, "variant": variant if name in has_variant else None}
+                options = {"torch_dtype": dtypes[name], "variant": variant if name in has_variant else None}
             components[name] = load_component(component, folder / name, **options)
         pipeline = cls(**components)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipeline
+
+    @classmethod
+    def dtypes_by_name(cls, torch_dtype: torch.dtype | dict[str, torch.dtype] | None) -> dict[str, torch.dtype]:
+        """The type of each component's weights, as `from_pretrained` is told it.
+
+        Raises:
+            ValueError: it is told none, or one for a component that there is not.
+        """
+        given = torch_dtype if isinstance(torch_dtype, dict) else {"default": torch_dtype or torch.float32}
+        for name, dtype in given.items():
+            if not isinstance(dtype, torch.dtype):
+                raise ValueError(f"torch_dtype takes types such as torch.float16, not {dtype!r}")
+            if name not in (*cls.COMPONENTS, "default"):
+                raise ValueError(f"torch_dtype names {name}, which is none of {', '.join(cls.COMPONENTS)}")
+        return {name: given.get(name, given.get("default", torch.float32)) for name in cls.COMPONENTS}
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "InstalledPipeline":

@@ -56,6 +56,28 @@ def test_the_type_of_the_weights_by_either_name(pipeline_folder: Path, name: str
     assert pipe.denoiser.dtype == pipe.vqvae.dtype == torch.float64
 
 
+def test_the_types_of_the_weights_by_component(pipeline_folder: Path):
+    given = {"denoiser": torch.bfloat16, "default": torch.float64}
+    pipe = VQIHDMPipeline.from_pretrained(pipeline_folder, torch_dtype=given)
+    assert (pipe.denoiser.dtype, pipe.vqvae.dtype, pipe.prior.dtype) == (torch.bfloat16, torch.float64, torch.float64)
+    pipe = VQIHDMPipeline.from_pretrained(pipeline_folder, dtype={"vqvae": torch.float16})
+    assert (pipe.denoiser.dtype, pipe.vqvae.dtype, pipe.prior.dtype) == (torch.float32, torch.float16, torch.float32)
+    assert VQIHDMPipeline.from_pretrained(pipeline_folder, torch_dtype=None).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("float16", "takes types such as torch.float16, not 'float16'"),
+        ({"denoiser": "float16"}, "takes types such as torch.float16, not 'float16'"),
+        ({"unet": torch.float16}, "names unet, which is none of vqvae, denoiser, prior, scheduler"),
+    ],
+)
+def test_a_type_that_would_be_ignored_or_half_applied_is_refused(pipeline_folder: Path, given: object, said: str):
+    with pytest.raises(ValueError, match=said):
+        VQIHDMPipeline.from_pretrained(pipeline_folder, torch_dtype=given)
+
+
 def test_a_variant_of_the_weights(pipeline, tmp_path: Path):
     half = tiny_vq_ihdm().to(torch.float16)
     half.save_pretrained(tmp_path, variant="fp16")
