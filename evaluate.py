@@ -6,7 +6,7 @@
 Writes `report.json` (its schema stands in `vq_ihdm.evaluation.report`), `report.md` and pictures. Beside every figure
 stand N, a 95 % interval, and what real images score at the same N. Some pictures show scans of real people: mind the
 data's terms before the folder is passed on. A pipeline in a local folder gets the report without these pictures as its
-`evaluation/`, from which card and publish.py take figures and verdict: but not where it was trained on other data than
+`evaluation/`, from which publish.py takes the verdict, and a new card: but not where it was trained on other data than
 --dataset_name (your own scans, say, for a model that was published), which the report then tells.
 """
 
@@ -25,8 +25,9 @@ from vq_ihdm.evaluation.image_sets import read_data_set, read_image_folder
 from vq_ihdm.evaluation.pipelines import evaluate_pipeline, tokenize
 from vq_ihdm.files import replacing
 from vq_ihdm.hub.evaluated_data import evaluated_data, is_of, of_splits
+from vq_ihdm.hub.model_card import write_model_card
 from vq_ihdm.hub.model_files import weights_digest
-from vq_ihdm.hub.record import read_record
+from vq_ihdm.hub.record import own_record, read_record
 from vq_ihdm.pipelines import load_pipeline
 from vq_ihdm.sampling_arguments import add_sampling_arguments, sampling_arguments
 from vq_ihdm.synthetic.provenance import pipeline_folder
@@ -105,6 +106,8 @@ def main() -> None:
     if published is not None:
         with replacing(published) as folder:
             report.save(folder, scans=False)
+        if own_record(Path(args.pipeline)) is not None:
+            write_model_card(Path(args.pipeline))
     kid = report.figure("kid")
     print(f"KID {kid.generated.value:.4f} (real images: {kid.floor.value:.4f}), N = {kid.generated.num_images}")
     print(f"memorisation audit: {'failed' if report.audit.failures else 'passed'}")

@@ -23,6 +23,7 @@ from vq_ihdm.evaluation.pipelines import evaluate_pipeline
 from vq_ihdm.evaluation.report import KINDS
 from vq_ihdm.evaluation.second_stage import Tokenized
 from vq_ihdm.hub.checks import failed_checks
+from vq_ihdm.hub.model_card import write_model_card
 from vq_ihdm.hub.record import read_record
 
 NOT_OF_IMAGES = ("reconstruction", "second stage", "covariates")  # what only a pipeline has
@@ -291,8 +292,10 @@ def test_a_pipeline_may_be_compared_with_data_it_was_not_trained_on(pipeline_fol
     assert "trained on other data: 80 images of 20 subjects (OASIS-1)" in (out / "report.md").read_text()
     assert not (model / "evaluation").exists()
 
-    record(model, **content["data"])
+    write_model_card(record(model, **content["data"]))
+    assert "Not evaluated yet" in (model / "README.md").read_text()
     run_script("evaluate.py", *flags)
+    assert "against 20 images of 4 held-out subjects" in (model / "README.md").read_text()
     own = json.loads((model / "evaluation" / "report.json").read_text())
     assert "trained_on" not in own and own["weights"] == read_record(model)["weights"]
     assert "unevaluated" not in failed_checks(model)

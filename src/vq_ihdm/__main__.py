@@ -1,4 +1,4 @@
-"""`python -m vq_ihdm --version`, and `python -m vq_ihdm card FOLDER` to write a model card after an evaluation."""
+"""`python -m vq_ihdm --version`, and `python -m vq_ihdm card FOLDER` to write a model card anew, say with notes."""
 
 import argparse
 from pathlib import Path
