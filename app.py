@@ -27,7 +27,6 @@ import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from diffusers.utils import make_image_grid
-from huggingface_hub import snapshot_download
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file
@@ -265,7 +264,11 @@ def build_page(path_or_id: str | Path, downloads: Path, dataset_name: str | None
     """
     pipe = load(path_or_id)
     pipe.set_progress_bar_config(disable=True)
-    folder = Path(path_or_id) if Path(path_or_id).is_dir() else Path(snapshot_download(path_or_id))
+    folder = Path(path_or_id)
+    if not folder.is_dir():  # a Hub id, which is loaded by the package alone
+        from vq_ihdm.synthetic.provenance import pipeline_folder
+
+        folder = pipeline_folder(path_or_id)
     index_file, record_file = folder / "audit_index.safetensors", folder / "training.json"
     if dataset_name is not None:
         index = training_index(dataset_name, pipe)

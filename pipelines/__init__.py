@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HTTPError
 
 from ..errors import InputError
 from ..files import read_json
@@ -25,7 +26,8 @@ def load_pipeline(path: str | os.PathLike, **kwargs) -> SlicePipeline:
     """Load whichever of our pipelines a folder or Hub repository holds; keywords as for `from_pretrained`.
 
     Raises:
-        InputError: there is no such folder or repository, it holds none of our pipelines, or one that is damaged.
+        InputError: there is no such folder or repository, it holds none of our pipelines, or one that is damaged, or it
+            was not downloaded whole.
     """
     index = Path(path) / "model_index.json"
     try:
@@ -46,6 +48,8 @@ def load_pipeline(path: str | os.PathLike, **kwargs) -> SlicePipeline:
         return PIPELINES[name].from_pretrained(path, **kwargs)
     except ValueError as error:
         raise InputError(f"{path} is no complete {name}: {error}") from error
+    except (OSError, HTTPError) as error:  # a network that fails midway, a full disk
+        raise InputError(f"{path} was not downloaded whole ({str(error).splitlines()[0]}); try again") from error
 
 
 __all__ = [

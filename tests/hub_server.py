@@ -38,7 +38,8 @@ class HubServer(ThreadingHTTPServer):
         objects: LFS objects by sha256.
         requests: how many came in.
         uploads: how many LFS objects were received, those that were there already not counted.
-        fail: "PUT" or "commit": the next such request is cut off without an answer (commit) or refused (PUT).
+        fail: "PUT", "commit" or "resolve": the next such request (of resolve, for weights) is cut off without an answer
+            (commit) or refused.
     """
 
     daemon_threads = True
@@ -229,6 +230,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def resolve(self, repository: Repository, rest: list[str]) -> None:
         content = repository.files.get("/".join(rest[1:]))
+        if self.server.fail == "resolve" and rest[-1].endswith(".safetensors"):
+            self.server.fail = None
+            return self.fault(400, "BadRequest", "the download was interrupted")
         if content is None:
             return self.fault(404, "EntryNotFound", "Entry not found")
         etag = hashlib.sha256(content).hexdigest()

@@ -311,6 +311,15 @@ def test_a_missing_repository_and_a_private_one_are_told_in_a_sentence(author: H
         stranger.run(WITHOUT_PACKAGE.format("tester/none"))
 
 
+def test_a_download_that_is_cut_off_is_told_in_a_sentence(hub: HubServer, author: HubClient, model: Path):
+    author.run(PUBLISH.format(str(model), "cut", {}))
+    author.run("from vq_ihdm import load_pipeline")
+    hub.fail = "resolve"
+    with pytest.raises(RemoteError, match="InputError: tester/cut was not downloaded whole .*; try again"):
+        author.run("load_pipeline('tester/cut')")
+    author.run("load_pipeline('tester/cut')")
+
+
 def test_a_data_set_comes_back_as_it_was(hub: HubServer, author: HubClient, template_set: Path):
     author.run(PUBLISH.format(str(template_set), "slices", {}))
     assert hub.repositories["dataset", "tester/slices"].private
@@ -346,6 +355,24 @@ def test_the_page_loads_a_repository(author: HubClient, published: Path, tmp_pat
         answer = [block.value for block in page.blocks.values() if isinstance(block, app.gr.Markdown)]
     """)
     assert "20 people of one collection, OASIS-1" in " ".join(texts) and "reduced 8-fold" in " ".join(texts)
+
+
+def test_pickles_of_a_repository_are_never_downloaded(hub: HubServer, author: HubClient, model: Path, tmp_path: Path):
+    pytest.importorskip("gradio", reason="the page needs gradio: pip install -e '.[app]'")
+    author.run(PUBLISH.format(str(model), "pickled", {}))
+    hub.repositories["model", "tester/pickled"].files["vqvae/old.bin"] = b"pickle"
+    flags = ["--pipeline", "tester/pickled", "--output_dir", str(tmp_path / "drawn"), "--num_images", "1"]
+    author.run(RUN_SCRIPT.format(["generate.py", *flags], "generate.py"))
+    found = author.run(f"""
+        import sys
+        from pathlib import Path
+        sys.path.insert(0, {str(ROOT)!r})
+        import app
+        from vq_ihdm.synthetic.provenance import pipeline_folder
+        app.build_page("tester/pickled", Path({str(tmp_path)!r}))
+        answer = [file.name for file in pipeline_folder("tester/pickled").rglob("*.*")]
+    """)
+    assert "training.json" in found and "old.bin" not in found
 
 
 # ---- synthetic images -----------------------------------------------------------------------------------------

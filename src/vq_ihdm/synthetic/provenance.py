@@ -16,6 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ..hub.record import read_record
+from ..pipelines.installed_pipeline import PICKLES
 
 DESCRIPTION = "Synthetic image drawn by a model; no person was scanned."
 
@@ -63,7 +64,8 @@ def describe(
 
 def pipeline_folder(path_or_id: str) -> Path:
     """Where the files of a pipeline lie: a local folder, or the cached snapshot of a Hub repository."""
-    return Path(path_or_id) if Path(path_or_id).is_dir() else Path(snapshot_download(path_or_id))
+    folder = Path(path_or_id)
+    return folder if folder.is_dir() else Path(snapshot_download(path_or_id, ignore_patterns=PICKLES))
 
 
 def fingerprint(folder: Path, components: Sequence[str]) -> str:
