@@ -4,6 +4,7 @@ import csv
 import json
 import multiprocessing
 import os
+import re
 import runpy
 import shutil
 import sys
@@ -21,7 +22,7 @@ from hub_fixtures import evaluate, fitted_prior, record, restricted
 from PIL import Image
 
 import generate as generate_script
-from vq_ihdm import GANPipeline
+from vq_ihdm import GANPipeline, VQIHDMPipeline
 from vq_ihdm.baselines.stacks import LatentDecoder
 from vq_ihdm.errors import InputError
 from vq_ihdm.evaluation.image_sets import read_image_folder
@@ -399,6 +400,17 @@ def test_the_table_tells_what_each_image_was_asked_to_be(generate, asked_folder,
     ages = [float(row["age"]) for row in rows]
     assert len(rows) == 7 and len(set(ages)) == 7 and min(ages) >= 60 and max(ages) <= 80
     assert {row["sex"] for row in rows} == {"F"}
+
+
+def test_the_card_of_images_says_how_one_is_drawn_again(generate, asked_folder):
+    """With all that was asked, and without what was told but not asked."""
+    flags = (*SHARD_FLAGS, "--covariates", "age=60:80", "--num_inference_steps", 2, "--temperature", 0.7)
+    folder = generate(*flags, pipeline=asked_folder)
+    (call,) = re.findall(r"^pipe\(.*\)$", (folder / "README.md").read_text(), re.MULTILINE)
+    pipe = VQIHDMPipeline.from_pretrained(asked_folder)
+    for row in load_dataset(str(folder), split="train").select(range(4)):
+        (image,) = eval(call, {"pipe": pipe, "torch": torch, "row": row}).images
+        assert abs(np.asarray(image, int) - np.asarray(row["image"], int)).max() <= 1
 
 
 def test_what_is_not_asked_for_is_drawn_as_in_the_population_and_told(generate, asked_folder):

@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
@@ -52,8 +53,13 @@ from datasets import load_dataset
 images = load_dataset("NAME_OF_THIS_REPOSITORY_OR_FOLDER", split="train")
 ```
 
-`index` numbers the images, `image_seed` draws one again:
-`pipe(generator=[torch.Generator().manual_seed(image_seed)])`. Each PNG tells the same in a text chunk.
+`index` numbers the images. The pipeline below draws the image of a `row` again, but for rounding:
+
+```python
+{call_of_an_image(provenance.sampling)}
+```
+
+Each PNG tells how it was made in a text chunk.
 
 ## How they were made
 
@@ -77,3 +83,16 @@ Made by `generate.py` of vq-ihdm; the versions of the libraries stand in `manife
 """
     with replacing(folder / "README.md") as temporary:
         DatasetCard(text).save(temporary)
+
+
+def call_of_an_image(sampling: dict[str, Any]) -> str:
+    """The call by which a pipeline draws the image of a `row` of the set again.
+
+    Covariates that nobody asked for are left out, although the row tells them: given, they would be another condition.
+    """
+    arguments = ['generator=[torch.Generator().manual_seed(row["image_seed"])]']
+    arguments += [f"{name}={value!r}" for name, value in sampling.items() if name != "covariates"]
+    if asked := sampling.get("covariates"):
+        values = ", ".join(f'"{name}": row["{name}"]' for name in asked)
+        arguments.append(f"covariates={{{values}}}")
+    return f"pipe({', '.join(arguments)})"
