@@ -31,7 +31,7 @@ from vq_ihdm.errors import InputError
 from vq_ihdm.errors import run as run_script
 from vq_ihdm.hub.model_card import write_model_card
 from vq_ihdm.hub.publishing import push
-from vq_ihdm.hub.record import data_facts, stage_record, tokenizer_stages, write_record
+from vq_ihdm.hub.record import data_facts, stage_record, tokenizer_stages, under_all_terms, write_record
 from vq_ihdm.pictures import reconstruction_sheet
 from vq_ihdm.training.config import add_training_arguments, parse_args
 from vq_ihdm.training.preparation import clip_gradients, make_accelerator, make_scheduler, prepare_network
@@ -201,7 +201,7 @@ def main() -> None:
                 run.keep(*validate(ema.module, perceptual, held_out))
 
     if accelerator.is_main_process:
-        describe_and_publish(run, data_facts(args.dataset_name, splits))
+        describe_and_publish(run, data_facts(args.dataset_name, splits, args.resolution))
 
 
 def make_networks(
@@ -291,7 +291,8 @@ def describe_and_publish(run: TrainingRun, about_data: dict) -> None:
     stages = tokenizer_stages(earlier) if earlier else []
     for folder in (run.best_folder, run.output_dir / "last"):
         metrics = json.loads((folder / "metrics.json").read_text())
-        write_record(folder, about_data, [*stages, stage_record(args, metrics)])
+        trainings = [*stages, stage_record(args, metrics, about_data)]
+        write_record(folder, under_all_terms(about_data, trainings), trainings)
         write_model_card(folder, name=folder.name)
     if args.push_to_hub:
         push(run.best_folder, args)

@@ -18,8 +18,17 @@ from vq_ihdm.hub.audit import audit_failures
 from vq_ihdm.hub.checks import failed_checks
 from vq_ihdm.hub.describe import describe
 from vq_ihdm.hub.figures import estimate
-from vq_ihdm.hub.model_card import model_card, write_model_card
-from vq_ihdm.hub.record import METHODS, UNKNOWN, read_record, stage_record, write_record
+from vq_ihdm.hub.model_card import describe_earlier, describe_terms, model_card, write_model_card
+from vq_ihdm.hub.record import (
+    METHODS,
+    UNKNOWN,
+    data_facts,
+    of_stage,
+    read_record,
+    stage_record,
+    under_all_terms,
+    write_record,
+)
 
 
 @pytest.fixture
@@ -191,7 +200,8 @@ def test_no_path_and_no_name_enters_the_record():
             ("dataset_name", "/home/jane/old", "/home/jane/adni"),
         ]
     ]
-    stage = stage_record(args, {"loss": 1.5, "step": 10, "images_seen": 80, "seconds": 3.0})
+    stage = stage_record(args, {"loss": 1.5, "step": 10, "images_seen": 80, "seconds": 3.0}, DATA)
+    assert stage["data"] == {name: DATA[name] for name in ("source", "licence", "redistribution")}
     assert "jane" not in json.dumps(stage)
     assert stage["changed_on_resume"] == args.changed_on_resume[:1]
     assert stage["settings"] == dict.fromkeys(METHODS, "method") | {
@@ -213,7 +223,12 @@ def test_no_picture_of_a_scan_lies_beside_the_weights(
     facts = json.loads((data / "vq_ihdm.json").read_text()) | {"redistribution": redistribution}
     (data / "vq_ihdm.json").write_text(json.dumps(facts))
     args = argparse.Namespace(
-        dataset_name=str(data), vqvae=str(model), seed=0, train_batch_size=4, gradient_accumulation_steps=1
+        dataset_name=str(data),
+        resolution=None,
+        vqvae=str(model),
+        seed=0,
+        train_batch_size=4,
+        gradient_accumulation_steps=1,
     )
     describe(model, tiny_vq_ihdm(), args, {"step": 1, "images_seen": 4, "seconds": 1.0}, load_slices(str(data)))
     assert [file.name for file in model.glob("*.png")] == ["samples.png"]
@@ -232,12 +247,37 @@ def test_the_record_of_the_tokenizer_comes_along(pipeline_folder: Path, template
     assert "VQModel.from_pretrained" in (vqvae / "README.md").read_text()
     model = Path(shutil.copytree(pipeline_folder, tmp_path / "model"))
     args = argparse.Namespace(
-        dataset_name=None, vqvae=str(vqvae), seed=0, train_batch_size=4, gradient_accumulation_steps=1
+        dataset_name=None, resolution=None, vqvae=str(vqvae), seed=0, train_batch_size=4, gradient_accumulation_steps=1
     )
     describe(model, tiny_vq_ihdm(), args, {"step": 1, "images_seen": 4, "seconds": 1.0}, load_slices(str(template_set)))
     first, second = read_record(model)["stages"]
-    assert first == trained and second["step"] == 1
+    assert first == trained | {"data": of_stage(DATA)} and second["step"] == 1
     assert read_record(model)["data"]["redistribution"] is False  # a plain folder of images counts as confidential
+    data = section(model_card(model), "Data and terms")
+    assert f"Earlier trainings learnt from other data: {DATA['source']}" in data
+
+
+def test_a_model_is_under_the_terms_of_all_it_learnt_from():
+    free, restricted = DATA, DATA | {"source": "ADNI", "licence": "other", "redistribution": False}
+    stages = [{"data": of_stage(restricted)}, {"data": of_stage(free)}]
+    assert under_all_terms(free, stages) == free | {"licence": "other", "redistribution": False}
+    assert under_all_terms(free, stages[1:]) == free
+    terms = describe_terms({"data": free, "stages": stages})
+    assert all(describe_terms({"data": data, "stages": []}) in terms for data in (free, restricted))
+
+
+def test_another_selection_of_the_same_people_is_told():
+    def told(*digests):
+        datas = [DATA | {"digest": digest} if digest else DATA for digest in digests]
+        return describe_earlier({"data": datas[-1], "stages": [{"data": of_stage(data)} for data in datas]})
+
+    assert "people held out here may have been seen" in told("a", "b")
+    assert told("a", "a") == told(None, "b") == ""
+
+
+def test_the_size_that_images_were_brought_to(template_set: Path):
+    built, halved = (data_facts(str(template_set), load_slices(str(template_set), resolution=r), r) for r in (None, 16))
+    assert halved["image_size"] == [16, 16] and halved["spacing_mm"] == [2 * side for side in built["spacing_mm"]]
 
 
 def test_the_trainings_of_an_earlier_denoiser_come_along_each_once(model: Path, template_set: Path, tmp_path: Path):
@@ -247,11 +287,11 @@ def test_the_trainings_of_an_earlier_denoiser_come_along_each_once(model: Path, 
     splits, metrics = load_slices(str(template_set)), {"step": 1, "images_seen": 4, "seconds": 60.0}
     for denoiser in (model, model / "denoiser"):
         args = argparse.Namespace(
-            dataset_name=None, vqvae=str(model), pretrained_model_name_or_path=str(denoiser), seed=0
+            dataset_name=None, resolution=None, vqvae=str(model), pretrained_model_name_or_path=str(denoiser), seed=0
         )
         describe(learnt_on, tiny_vq_ihdm(), args, metrics, splits)
         *earlier, last = read_record(learnt_on)["stages"]
-        assert earlier == [tokenizer, STAGE] and last["seconds"] == 60
+        assert earlier == [stage | {"data": of_stage(DATA)} for stage in (tokenizer, STAGE)] and last["seconds"] == 60
     assert "Compute: 3 h 1 min" in section(model_card(learnt_on), "Training")
 
 

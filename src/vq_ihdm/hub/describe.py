@@ -13,7 +13,7 @@ from ..pipelines.token_pipeline import TokenPipeline
 from .audit_index import write_audit_index
 from .model_card import write_model_card
 from .publishing import push
-from .record import data_facts, denoiser_stages, stage_record, tokenizer_stages, write_record
+from .record import data_facts, denoiser_stages, stage_record, tokenizer_stages, under_all_terms, write_record
 
 
 def save_trained_pipeline(
@@ -52,15 +52,16 @@ def describe(
         metrics: `step`, `seconds` and held-out measures of the weights that were kept.
         splits: the data set.
     """
-    data = data_facts(args.dataset_name, splits)
-    stages = [stage_record(args, metrics)]
+    data = data_facts(args.dataset_name, splits, args.resolution)
+    stages = [stage_record(args, metrics, data)]
+    if isinstance(pipeline, TokenPipeline):
+        earlier = vars(args).get("pretrained_model_name_or_path")  # of train_ihdm.py alone
+        stages = tokenizer_stages(args.vqvae) + (denoiser_stages(earlier) if earlier else []) + stages
+    data = under_all_terms(data, stages)
     save_picture(sample_sheet(pipeline, args.seed, num_images=16, columns=8), folder / "samples.png")
     if pipeline.known_covariates:
         save_picture(covariate_sheet(pipeline, args.seed), folder / "covariates.png")
     if data["redistribution"]:
         write_audit_index(folder, splits)
-    if isinstance(pipeline, TokenPipeline):
-        earlier = vars(args).get("pretrained_model_name_or_path")  # of train_ihdm.py alone
-        stages = tokenizer_stages(args.vqvae) + (denoiser_stages(earlier) if earlier else []) + stages
     write_record(folder, data, stages)
     write_model_card(folder, name="pipeline")

@@ -251,13 +251,13 @@ def describe_data(record: dict[str, Any]) -> str:
         code += " **The images of the data set must not be redistributed, and none is part of this repository.**"
     return "\n".join(
         [
-            f"{source.description} The networks saw the training split alone; {apart}.",
+            f"{source.description} The networks saw the training split alone; {apart}.{describe_earlier(record)}",
             "",
             *table(["split", "subjects", "slices"], [map(str, row) for row in rows]),
             "",
             f"**Preprocessing.** {describe_preprocessing(record)}",
             "",
-            describe_terms(data),
+            describe_terms(record),
             "",
             code,
         ]
@@ -269,10 +269,31 @@ def is_built(data: dict[str, Any]) -> bool:
     return "image_size" in data
 
 
-def describe_terms(data: dict[str, Any]) -> str:
-    source: Source = SOURCES.get(data["source"], OWN)
-    own_licence = f"Published by its owner under {data['licence']}."  # given to the builder, see `with_licence`
-    return source.terms if data["licence"] == source.licence else own_licence
+def describe_earlier(record: dict[str, Any]) -> str:
+    """What earlier trainings learnt from, where it is not what the split above is of."""
+    data, sentences = record["data"], []
+    earlier = [stage["data"] for stage in record["stages"] if "data" in stage]
+    if others := sorted({entry["source"] for entry in earlier} - {data["source"]}):
+        sentences.append(f" Earlier trainings learnt from other data: {', '.join(others)}.")
+    if any(
+        e["source"] == data["source"] and e.get("digest", data.get("digest")) != data.get("digest") for e in earlier
+    ):
+        sentences.append(
+            f" An earlier training learnt from another selection of {data['source']}: where that was split otherwise, "
+            "people held out here may have been seen."
+        )
+    return "".join(sentences)
+
+
+def describe_terms(record: dict[str, Any]) -> str:
+    """The terms of everything that was learnt from, once each."""
+    learnt = [stage["data"] for stage in record["stages"] if "data" in stage] or [record["data"]]
+    terms = []
+    for data in learnt:
+        source: Source = SOURCES.get(data["source"], OWN)
+        own_licence = f"Published by its owner under {data['licence']}."  # given to the builder, see `with_licence`
+        terms.append(source.terms if data["licence"] == source.licence else own_licence)
+    return " ".join(dict.fromkeys(terms))
 
 
 def describe_preprocessing(record: dict[str, Any]) -> str:

@@ -3,11 +3,13 @@
 Schema:
 
     version: of this package
-    data: source, licence, redistribution (whether the images may be passed on), template (no patients), splits
-        ({name: {slices, subjects}}) and, of a set built by dataset_scripts/, spacing_mm, image_size, bit_depth and
-        preparation (how the slices were made of the scans: {option: value})
+    data: of the last training: source, licence, redistribution (whether the images may be passed on), template (no
+        patients), splits ({name: {slices, subjects}}) and, of a set built by dataset_scripts/, spacing_mm, image_size,
+        bit_depth, digest and preparation (how the slices were made of the scans: {option: value}). Licence and
+        redistribution are those of all trainings together: `other`, and false, where they differ
     stages: a list, one entry a training run in the order they were done:
         script: the script's name
+        data: of this training: source, licence, redistribution and, of a set built by dataset_scripts/, digest
         settings: the effective flags, without paths and names of places
         changed_on_resume: a list of {from_step, setting, before, after}
         held_out: what was measured on the validation split, by name
@@ -44,36 +46,46 @@ if TYPE_CHECKING:
 RECORD = "training.json"
 DATA_FACTS = "vq_ihdm.json"
 # Of the flags whose value is text only these name a method; any other may be a path or an account.
-METHODS = ("lr_scheduler", "mixed_precision", "model", "perceptual", "prior")
+METHODS = ("discriminator", "lr_scheduler", "mixed_precision", "model", "perceptual", "prior")
 
 # What is taken for true of data that no builder of ours prepared.
 UNKNOWN = {"source": OWN.name, "licence": OWN.licence, "redistribution": OWN.redistribution, "template": False}
+OF_STAGE = ("source", "licence", "redistribution", "digest")  # what each training keeps of its data
 
 
-def data_facts(dataset_name: str | None, splits: "Mapping[str, Dataset]") -> dict[str, Any]:
+def data_facts(
+    dataset_name: str | None, splits: "Mapping[str, Dataset]", resolution: int | None = None
+) -> dict[str, Any]:
     """The `data` entry of the record.
 
     Args:
         dataset_name: folder or Hub id. Images that no builder of ours prepared, or a plain folder of images (None),
             count as confidential.
         splits: the loaded set, or some of it.
+        resolution: to which the shorter side was brought on loading.
     """
     file = dataset_name and repository_file(dataset_name, DATA_FACTS, "dataset")
     facts = read_json(file) if file else {}
-    names = (*UNKNOWN, "spacing_mm", "image_size", "bit_depth", "preparation")
+    names = (*UNKNOWN, "spacing_mm", "image_size", "bit_depth", "preparation", "digest")
     counts = {}
     for name, split in splits.items():
         counts[name] = {"slices": len(split)}
         if "subject" in split.column_names:
             counts[name]["subjects"] = len(split.unique("subject"))
-    return UNKNOWN | {name: facts[name] for name in names if name in facts} | {"splits": counts}
+    data = UNKNOWN | {name: facts[name] for name in names if name in facts} | {"splits": counts}
+    if resolution is not None and "image_size" in data:
+        scale = min(data["image_size"]) / resolution
+        width, height = splits["train"][0]["image"].size
+        data |= {"image_size": [height, width], "spacing_mm": [scale * side for side in data["spacing_mm"]]}
+    return data
 
 
-def stage_record(args: argparse.Namespace, metrics: dict[str, float]) -> dict[str, Any]:
+def stage_record(args: argparse.Namespace, metrics: dict[str, float], data: dict[str, Any]) -> dict[str, Any]:
     """The entry of `stages` for the run of the calling script.
 
     Args:
         args: the effective configuration.
+        data: it learnt from, see `data_facts`.
         metrics: of the weights that are kept: `step`, `images_seen`, `seconds` and the held-out measures.
     """
     settings = {
@@ -88,6 +100,7 @@ def stage_record(args: argparse.Namespace, metrics: dict[str, float]) -> dict[st
     state = PartialState()  # of `accelerate`, under which every train script runs
     return {
         "script": Path(sys.argv[0]).name,
+        "data": of_stage(data),
         "settings": settings,
         "changed_on_resume": changes,
         "held_out": {name: value for name, value in metrics.items() if name not in not_measures},
@@ -102,6 +115,18 @@ def stage_record(args: argparse.Namespace, metrics: dict[str, float]) -> dict[st
             "torch": torch.__version__,
         },
     }
+
+
+def of_stage(data: dict[str, Any]) -> dict[str, Any]:
+    return {name: data[name] for name in OF_STAGE if name in data}
+
+
+def under_all_terms(data: dict[str, Any], stages: list[dict[str, Any]]) -> dict[str, Any]:
+    """`data` under the terms of everything that any of the `stages` learnt from."""
+    learnt = [data, *(stage["data"] for stage in stages if "data" in stage)]
+    licences = {entry["licence"] for entry in learnt}
+    redistribution = all(entry["redistribution"] for entry in learnt)
+    return data | {"licence": licences.pop() if len(licences) == 1 else "other", "redistribution": redistribution}
 
 
 def write_record(folder: Path, data: dict[str, Any], stages: list[dict[str, Any]]) -> None:
@@ -160,7 +185,7 @@ def recorded_stages(path_or_id: str | os.PathLike) -> list[dict[str, Any]]:
     path = Path(path_or_id)
     in_pipeline = (path.parent / "model_index.json").is_file()
     record = read_record(path.parent if in_pipeline else path_or_id)
-    return record["stages"] if record else []
+    return [{"data": of_stage(record["data"])} | stage for stage in record["stages"]] if record else []
 
 
 def repository_file(path_or_id: str | os.PathLike, name: str, repo_type: str = "model") -> Path | None:

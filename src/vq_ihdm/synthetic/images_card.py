@@ -37,7 +37,7 @@ def write_images_card(folder: Path, provenance: Provenance, pipeline: Path, num_
     terms = "It is unknown on which data, and under which terms, the model was trained."
     if record is not None:
         terms = f"The model was trained on {record['data']['source']}, whose terms hold for what it draws. "
-        terms += describe_terms(record["data"])
+        terms += describe_terms(record)
     text = f"""---
 {data.to_yaml()}
 ---
