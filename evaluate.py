@@ -23,7 +23,7 @@ from vq_ihdm.evaluation.evaluator import EvaluationSet, evaluate_images
 from vq_ihdm.evaluation.features import load_networks
 from vq_ihdm.evaluation.image_sets import read_data_set, read_image_folder
 from vq_ihdm.evaluation.pipelines import evaluate_pipeline, tokenize
-from vq_ihdm.files import replacing
+from vq_ihdm.files import check_replaceable, replacing
 from vq_ihdm.hub.evaluated_data import evaluated_data, is_of, of_splits
 from vq_ihdm.hub.model_card import write_model_card
 from vq_ihdm.hub.model_files import weights_digest
@@ -68,8 +68,7 @@ def main() -> None:
     args = build_parser().parse_args()
     drawing = {name: getattr(args, name) for name in DRAWING if getattr(args, name) is not None}
     sampling = sampling_arguments(args)
-    if args.output_dir.exists() and not (args.output_dir / "report.json").exists():
-        raise InputError(f"{args.output_dir} exists and holds no report; name a new --output_dir")
+    check_replaceable(args.output_dir, "report.json")
     if args.images:
         for name in drawing | sampling:
             raise InputError(f"--{name} applies to --pipeline; the images of --images are made already")

@@ -43,10 +43,12 @@ from vq_ihdm.evaluation.evaluator import EvaluationSet, evaluate_images
 from vq_ihdm.evaluation.pipelines import Drawn, draw_images, tokenize
 from vq_ihdm.evaluation.report import table
 from vq_ihdm.evaluation.resampling import Estimate, difference, in_words, interval_over_trainings, mean
-from vq_ihdm.files import replacing
+from vq_ihdm.files import check_replaceable, replacing
 from vq_ihdm.fit_prior import fit_prior
 from vq_ihdm.heat import blur
 from vq_ihdm.pictures import contact_sheet, save_picture
+
+TITLE = "# One step of VQ-IHDM against absorbing diffusion"
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,7 @@ def evaluations(system: System, num_codes: int) -> float:
 
 def main() -> None:
     args = build_parser().parse_args()
+    check_replaceable(args.output_dir, "README.md", TITLE)
     check_settings(args)
     reference = load_reference(args)
     systems = [*SYSTEMS, *ABLATIONS] if args.ablations else SYSTEMS
@@ -288,7 +291,7 @@ def write_results(folder: Path, rows: list[list[dict]], args: argparse.Namespace
     seeds = " ".join(map(str, args.training_seeds))
     ablations = " --ablations" if args.ablations else ""
     lines = [
-        "# One step of VQ-IHDM against absorbing diffusion",
+        TITLE,
         "",
         f"Same tokenizer, tokens, transformer size ({config['num_hidden_layers']} layers of {config['hidden_size']}), "
         f"batches of {config['train_batch_size']} slices and time of training for every network; {args.num_images} "

@@ -31,8 +31,9 @@ from vq_ihdm.errors import run
 from vq_ihdm.evaluation.image_sets import ImageSet, independent
 from vq_ihdm.evaluation.pipelines import decode, draw_images
 from vq_ihdm.evaluation.report import table
-from vq_ihdm.files import replacing
+from vq_ihdm.files import check_replaceable, replacing
 
+TITLE = "# Learning rate and way of sampling, chosen on validation"
 # The first judges the learning rates. As many for each system.
 WAYS = {
     "default": [
@@ -65,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = build_parser().parse_args()
+    check_replaceable(args.output_dir, "README.md", TITLE)
     check_settings(args)
     trials, rows = Trials(args), []
     for training in TRAININGS:
@@ -131,7 +133,7 @@ def page(rows: list[dict], args: argparse.Namespace) -> list[str]:
         for name in WAYS
     }
     return [
-        "# Learning rate and way of sampling, chosen on validation",
+        TITLE,
         "",
         f"Three systems, {len(args.learning_rates)} learning rates and {len(WAYS['default'])} ways of sampling each, "
         f"{args.num_images} images a trial against the decoded codes of the slices of {args.split}; in brackets 95 % "

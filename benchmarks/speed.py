@@ -38,9 +38,10 @@ from vq_ihdm.baselines.latent_diffusion import sampling_scheduler
 from vq_ihdm.data.volumes import SliceSettings, volume_slices
 from vq_ihdm.errors import InputError, run
 from vq_ihdm.evaluation.report import table
-from vq_ihdm.files import replacing
+from vq_ihdm.files import check_replaceable, replacing
 from vq_ihdm.heat import blur
 
+TITLE = "# Speed"
 DDPM_STEPS = 1000  # of diffusers' DDPMPipeline; timed for a few, since each costs the same
 DDPM_TIMED = 4
 ABSORBING_STEPS = 256
@@ -115,6 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = build_parser().parse_args()
+    check_replaceable(args.output_dir, "README.md", TITLE)
     if "data" in args.parts and args.volumes is None:
         raise InputError("the part data needs --volumes, a folder of NIfTI volumes; or name the other --parts")
     if {"training", "processes"} & set(args.parts) and args.dataset_name is None:
@@ -369,7 +371,7 @@ PARTS = {
 def page(parts: dict[str, dict]) -> list[str]:
     """The lines of README.md."""
     lines = [
-        "# Speed",
+        TITLE,
         "",
         f"Measured on {machine()} by `python benchmarks/speed.py`. Medians of rounds (of slow peers and of data at "
         "most 3) in which the contestants of a group take turns, quartiles in brackets, ratios to the first of the "

@@ -39,8 +39,10 @@ from vq_ihdm.errors import run
 from vq_ihdm.evaluation.evaluator import evaluate_images
 from vq_ihdm.evaluation.pipelines import draw_images, tokenize
 from vq_ihdm.evaluation.report import table
-from vq_ihdm.files import replacing
+from vq_ihdm.files import check_replaceable, replacing
 from vq_ihdm.pictures import contact_sheet, save_picture
+
+TITLE = "# The paper's tables and figures on one data set with one budget"
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = build_parser().parse_args()
+    check_replaceable(args.output_dir, "README.md", TITLE)
     check_settings(args)
     reference = load_reference(args)
     amount, unit = budget_of(args)
@@ -206,7 +209,7 @@ def page(rows: list[dict], args: argparse.Namespace) -> list[str]:
     ceiling = {"title": "their codes, decoded (ceiling on tokens)", "side": "ceiling", "figures": rows[0]["figures"]}
     measured = [*rows, ceiling, floor]
     return [
-        "# The paper's tables and figures on one data set with one budget",
+        TITLE,
         "",
         f"Data: {sides}, {height}x{width} pixels. Budget: {amount:.9g} {unit} of training for every system, "
         f"{TOKENIZER_SHARE:.0%} of it for the VQGAN where a system works on tokens. N = {rows[0]['num_images']} images "

@@ -10,7 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import ROOT, build_template_set, run_script
+from conftest import ROOT, build_template_set, refusal, run_script
 from evaluation_helpers import TinyExtractor
 from PIL import Image
 
@@ -138,6 +138,23 @@ def test_more_trainings_go_into_the_folder_of_fewer(tmp_path, monkeypatch):
     check_settings(Namespace(work_dir=tmp_path, train_steps=5, training_seeds=[0, 1, 2]))
     with pytest.raises(InputError, match="holds a run with --train_steps 5, this one has 6"):
         check_settings(Namespace(work_dir=tmp_path, train_steps=6, training_seeds=[0]))
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [
+        ("table1", ("--dataset_name", "missing", "--budget_images", 16)),
+        ("one_step_vs_absorbing", ("--dataset_name", "missing", "--vqvae", "missing")),
+        ("search", ("--dataset_name", "missing", "--vqvae", "missing")),
+        ("speed", ("--pipeline", "missing", "--parts", "blur")),
+    ],
+)
+def test_a_folder_of_something_else_is_refused_before_anything_is_read(script, flags, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    (tmp_path / "README.md").write_text("# Results of another benchmark")
+    said = refusal(run_script, f"benchmarks/{script}.py", *flags, "--output_dir", tmp_path)
+    assert f"{tmp_path} exists and is no earlier output" in said
+    assert (tmp_path / "README.md").read_text() == "# Results of another benchmark"
 
 
 def test_settings_are_searched_on_validation_by_equally_many_trials(benchmark, vqgan_run, tmp_path):

@@ -250,7 +250,7 @@ def test_impossible_requests(slices: Path, tmp_path: Path, options: list, messag
 
 
 def test_a_folder_that_is_no_set_is_not_replaced(slices: Path, tmp_path: Path):
-    with pytest.raises(SystemExit, match="is no built set"):
+    with pytest.raises(SystemExit, match="no earlier output"):
         build(slices, slices)
     assert (slices / "slices.csv").exists()
 

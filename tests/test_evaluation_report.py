@@ -255,7 +255,7 @@ def test_the_script_refuses_options_that_do_nothing_and_folders_of_others(tmp_pa
             "evaluate.py", "--pipeline", pipeline_folder, "--dataset_name", tmp_path, "--output_dir", tmp_path / "out",
             "--tokenizer", pipeline_folder,
         )  # fmt: skip
-    with pytest.raises(SystemExit, match="holds no report"):
+    with pytest.raises(SystemExit, match="no earlier output"):
         run_script("evaluate.py", "--images", images, "--dataset_name", tmp_path, "--output_dir", images)
     assert len(list(images.iterdir())) == 20
 

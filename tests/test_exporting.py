@@ -1,9 +1,12 @@
 """The exported sampler: in ONNX Runtime it draws what the pipeline draws."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from conftest import CODE_DIM, HEIGHT, ONNX_SETTINGS, WIDTH, run_script, tiny_vq_ihdm
+from conftest import CODE_DIM, HEIGHT, ONNX_SETTINGS, WIDTH, refusal, run_script, tiny_vq_ihdm
 from PIL import Image
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -43,6 +46,13 @@ def test_the_example_draws_as_many_as_asked(onnx_folder, tmp_path):
     images = [np.asarray(Image.open(file)) for file in sorted(tmp_path.glob("*.png"))]
     assert len(images) == 3 and images[0].shape == (32, 32)
     assert not np.array_equal(images[0], images[1])
+
+
+def test_a_model_is_not_replaced_by_its_export(pipeline_folder, tmp_path):
+    model = Path(shutil.copytree(pipeline_folder, tmp_path / "model"))
+    there = sorted(model.rglob("*"))
+    assert f"{model} exists" in refusal(run_script, "export.py", "--pipeline", model, "--output_dir", model)
+    assert sorted(model.rglob("*")) == there
 
 
 def test_only_a_vq_ihdm_pipeline_is_exported(tmp_path):

@@ -13,7 +13,7 @@ from killing import child, reap
 from safetensors.torch import save_file
 
 from vq_ihdm.errors import InputError
-from vq_ihdm.files import hold, replacing
+from vq_ihdm.files import check_replaceable, hold, replacing
 
 
 def write(target: Path, kind: str, text: str) -> None:
@@ -110,6 +110,24 @@ def test_two_writers_of_one_target_follow_each_other(tmp_path, capfd):
     assert read(target) == {"second"}
     assert "waiting" in capfd.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"target", "inside"}
+
+
+def test_a_folder_is_replaced_only_where_the_program_wrote_it(tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    check_replaceable(folder, "report.json")
+    folder.mkdir()
+    check_replaceable(folder, "report.json")
+    (folder / "README.md").write_text("# Speed\n")
+    with pytest.raises(InputError, match=f"{folder} exists and is no earlier output of this program; name a new"):
+        check_replaceable(folder, "report.json")
+    with pytest.raises(InputError, match="no earlier output"):
+        check_replaceable(folder, "README.md", "# Table 1")
+    with pytest.raises(InputError, match="no earlier output"):
+        check_replaceable(folder / "README.md", "report.json")
+    check_replaceable(folder, "README.md", "# Speed")
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match="is the current folder, which cannot be replaced; name a new"):
+        check_replaceable(".", "README.md")
 
 
 def test_a_held_folder_is_refused_to_others_until_the_holder_dies(tmp_path):

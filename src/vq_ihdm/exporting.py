@@ -16,7 +16,7 @@ from torch import nn
 
 from .code_indices import decode_batch
 from .errors import InputError
-from .files import replacing
+from .files import check_replaceable, replacing
 from .pipelines import VQIHDMPipeline
 from .scheduling_heat_dissipation import code_probabilities, draw_codes
 
@@ -59,8 +59,9 @@ def export_onnx(
         temperature, top_p: of the draw of codes, part of the graph; by default what the scheduler's config says.
 
     Raises:
-        InputError: the packages that write ONNX are not installed.
+        InputError: the packages that write ONNX are not installed, or `folder` holds something other than an export.
     """
+    check_replaceable(folder, "sampler.onnx")
     if find_spec("onnxscript") is None:
         raise InputError("the export needs further packages: pip install -e '.[onnx]'")
     config, prior, two = pipeline.denoiser.config, pipeline.prior, 2  # a batch of one would be taken for a constant

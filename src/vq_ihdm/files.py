@@ -52,6 +52,24 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             raise
 
 
+def check_replaceable(folder: str | os.PathLike, mark: str, beginning: str = "") -> None:
+    """Refuse a folder whose content `replacing` would remove though this program did not write it.
+
+    Args:
+        folder: new, empty, or an earlier output of the program.
+        mark, beginning: a file that all its outputs hold, and how this file begins, where others have one of that name.
+
+    Raises:
+        InputError: the folder holds something else; or it is the current one, which the caller's shell would lose.
+    """
+    folder = Path(folder)
+    if folder.resolve() == Path.cwd():
+        raise InputError(f"{folder} is the current folder, which cannot be replaced; name a new --output_dir")
+    is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_new and not ((folder / mark).is_file() and (folder / mark).read_bytes().startswith(beginning.encode())):
+        raise InputError(f"{folder} exists and is no earlier output of this program; name a new --output_dir")
+
+
 def hold(folder: str | os.PathLike) -> None:
     """Make `folder` this process's own until it ends, and clear what killed ones left unfinished in it.
 

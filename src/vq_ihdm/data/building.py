@@ -33,7 +33,7 @@ from vq_ihdm.arguments import positive_int, probability, seed_int
 from vq_ihdm.data.data_card import write_data_card
 from vq_ihdm.data.sources import Source
 from vq_ihdm.errors import InputError
-from vq_ihdm.files import replacing
+from vq_ihdm.files import check_replaceable, replacing
 
 SPLITS = ("train", "validation", "test")
 SUBJECTS_PER_SHARD = 250
@@ -90,8 +90,7 @@ def check_build_arguments(args: argparse.Namespace) -> None:
         )
     if args.split[0] == 0 or abs(sum(args.split) - 1) > 1e-6:
         raise InputError("the three shares of --split must add up to 1 and leave some for training.")
-    if args.output_dir.exists() and not (args.output_dir / "vq_ihdm.json").exists():
-        raise InputError(f"{args.output_dir} exists and is no built set; pass another --output_dir.")
+    check_replaceable(args.output_dir, "vq_ihdm.json")
 
 
 class Rejections:
