@@ -2,9 +2,9 @@
 
     python export.py --pipeline checkpoints/vq-ihdm-oasis --output_dir onnx
 
-Under --output_dir stand `prior.onnx` and `sampler.onnx` (see `vq_ihdm.exporting`). Whoever draws slices from them, as
-examples/sample_onnx.py does, needs numpy and onnxruntime, and nothing of this package. They hold the pipeline's
-weights: its licence and its model card apply to them.
+Under --output_dir stand `prior.onnx` and `sampler.onnx` (see `vq_ihdm.exporting`). They draw as the pipeline does when
+it is asked for no covariates. Whoever draws slices from them, as examples/sample_onnx.py does, needs numpy and
+onnxruntime, and nothing of this package. They hold the pipeline's weights: its licence and its model card apply.
 """
 
 import argparse

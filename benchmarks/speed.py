@@ -249,6 +249,8 @@ def sampling(args: argparse.Namespace) -> list[Row]:
             if onnx is not None:
                 uniform = np.random.default_rng(0).random((batch, *state.shape[2:]))
                 inputs = {"u_T": state.numpy(), "uniform": uniform}
+                if asked:
+                    inputs["covariates"] = pipe.denoiser.encode_covariates(asked, batch).numpy()
                 contestants["exported, ONNX Runtime"] = partial(onnx.run, None, inputs)
             flops = {"convolution": 0, "matrix": 0}
             for operation, number in counter.get_flop_counts()["Global"].items():

@@ -21,8 +21,10 @@ def draw(folder: Path, num_images: int, seed: int) -> np.ndarray:
         numbers[tensor.name] = (
             rng.random(shape) if tensor.name == "uniform" else rng.standard_normal(shape, dtype=np.float32)
         )
-    (u_T,) = prior.run(None, numbers)
-    (images,) = sampler.run(None, {"u_T": u_T, "uniform": rng.random((num_images, *u_T.shape[2:]))})
+    names = [tensor.name for tensor in prior.get_outputs()]  # u_T and, of a model that knows any, covariates
+    start = dict(zip(names, prior.run(None, numbers), strict=True))
+    start["uniform"] = rng.random((num_images, *start["u_T"].shape[2:]))
+    (images,) = sampler.run(None, start)
     return images
 
 

@@ -148,19 +148,20 @@ KNOWN_COVARIATES = [
     Covariate("age", "continuous", low=20, high=80, mean=50, std=17),
     Covariate("sex", "category", categories=("F", "M")),
 ]
+EVERY_KIND = [*KNOWN_COVARIATES, Covariate("slice_level", "level")]
 
 
-def tiny_conditional() -> VQIHDMPipeline:
-    """As `tiny_vq_ihdm`, but it knows age and sex."""
-    denoiser = tiny_denoiser(covariates=[asdict(covariate) for covariate in KNOWN_COVARIATES])
+def tiny_conditional(known: list[Covariate] = KNOWN_COVARIATES) -> VQIHDMPipeline:
+    """As `tiny_vq_ihdm`, but it knows age and sex, or `EVERY_KIND` of covariate."""
+    denoiser = tiny_denoiser(covariates=[asdict(covariate) for covariate in known])
     for parameter in denoiser.covariate_embedding.parameters():
         torch.nn.init.normal_(parameter)
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(NUM_CODES, (240, HEIGHT, WIDTH), generator=generator)
-    table = torch.stack([20 + 60 * torch.rand(240, generator=generator), (torch.arange(240) % 2).float()], 1)
+    age, sex = 20 + 60 * torch.rand(240, generator=generator), (torch.arange(240) % 2).float()
+    table = torch.stack([age, sex, torch.rand(240, generator=generator)], 1)[:, : len(known)]
     prior = fit_prior(
-        codes, 2.0, rank=6, num_components=2, embed=denoiser.embed_codes, known_covariates=KNOWN_COVARIATES,
-        covariates=table,
+        codes, 2.0, rank=6, num_components=2, embed=denoiser.embed_codes, known_covariates=known, covariates=table,
     )  # fmt: skip
     scheduler = HeatDissipationScheduler(num_train_timesteps=20, sigma_max=2.0, delta=0.1)
     pipeline = VQIHDMPipeline(tiny_vq_model(), denoiser, prior, scheduler)
@@ -217,15 +218,19 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 ONNX_SETTINGS = {"temperature": 0.7, "top_p": 0.9}
 
 
-@pytest.fixture(scope="session")
-def onnx_folder(tmp_path_factory: pytest.TempPathFactory, pipeline_folder: Path) -> Path:
-    """What export.py writes of `pipeline_folder` with `ONNX_SETTINGS`; not to be written to."""
+def export(pipeline_folder: Path, folder: Path) -> Path:
+    """What export.py writes of a pipeline with `ONNX_SETTINGS`."""
     for package in ("onnxruntime", "onnxscript"):
         pytest.importorskip(package)
-    folder = tmp_path_factory.mktemp("exported") / "onnx"
     flags = [part for name, value in ONNX_SETTINGS.items() for part in (f"--{name}", value)]
     run_script("export.py", "--pipeline", pipeline_folder, "--output_dir", folder, *flags)
     return folder
+
+
+@pytest.fixture(scope="session")
+def onnx_folder(tmp_path_factory: pytest.TempPathFactory, pipeline_folder: Path) -> Path:
+    """The export of `pipeline_folder`; not to be written to."""
+    return export(pipeline_folder, tmp_path_factory.mktemp("exported") / "onnx")
 
 
 @pytest.fixture(scope="session")
@@ -234,6 +239,20 @@ def asked_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pipelines") / "asked"
     tiny_conditional().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def every_kind_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny pipeline that knows `EVERY_KIND` of covariate; not to be written to."""
+    folder = tmp_path_factory.mktemp("pipelines") / "every_kind"
+    tiny_conditional(EVERY_KIND).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def every_kind_onnx_folder(tmp_path_factory: pytest.TempPathFactory, every_kind_folder: Path) -> Path:
+    """The export of `every_kind_folder`; not to be written to."""
+    return export(every_kind_folder, tmp_path_factory.mktemp("exported") / "every_kind")
 
 
 @pytest.fixture(scope="session")

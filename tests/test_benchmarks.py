@@ -182,20 +182,20 @@ def head(*shape: int) -> np.ndarray:
 
 
 def test_speed_is_measured_beside_peers_and_stored(
-    pipeline_folder, onnx_folder, template_set, tiny_preset, trunk, tmp_path, monkeypatch
+    every_kind_folder, every_kind_onnx_folder, template_set, tiny_preset, trunk, tmp_path, monkeypatch
 ):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     affine = np.diag([2.0, 2.0, 2.0, 1.0])
     affine[:3, 3] = -60
     nib.save(nib.Nifti1Image(head(60, 60, 60), affine), tmp_path / "head.nii.gz")
     run_script(
-        "benchmarks/speed.py", "--pipeline", pipeline_folder, "--batch_sizes", 1, 3, "--threads", 1, "--repeats", 2,
-        "--volumes", tmp_path, "--num_features", 60, "--onnx", onnx_folder, "--config", tiny_preset,
+        "benchmarks/speed.py", "--pipeline", every_kind_folder, "--batch_sizes", 1, 3, "--threads", 1, "--repeats", 2,
+        "--volumes", tmp_path, "--num_features", 60, "--onnx", every_kind_onnx_folder, "--config", tiny_preset,
         "--dataset_name", template_set, "--perceptual_weights", trunk,
         "--parts", "sampling", "training", "processes", "blur", "data", "evaluation", "--processes", 2, "--steps", 2,
         "--output_dir", tmp_path / "speed",
     )  # fmt: skip
-    run_script("benchmarks/speed.py", "--pipeline", pipeline_folder, "--parts", "blur", "--repeats", 1,
+    run_script("benchmarks/speed.py", "--pipeline", every_kind_folder, "--parts", "blur", "--repeats", 1,
                "--output_dir", tmp_path / "speed")  # fmt: skip
     parts = json.loads((tmp_path / "speed" / "results.json").read_text())["parts"]
     assert {part: content["repeats"] for part, content in parts.items()} == {

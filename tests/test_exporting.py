@@ -6,7 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CODE_DIM, HEIGHT, ONNX_SETTINGS, WIDTH, refusal, run_script, tiny_vq_ihdm
+from conftest import (
+    CODE_DIM,
+    EVERY_KIND,
+    HEIGHT,
+    ONNX_SETTINGS,
+    WIDTH,
+    refusal,
+    run_script,
+    tiny_conditional,
+    tiny_vq_ihdm,
+)
 from PIL import Image
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -30,19 +40,25 @@ def random_numbers(num_images: int, factor_rank: int) -> dict[str, dict[str, np.
 
 
 @pytest.mark.parametrize("num_images", [1, 5])
-def test_images_are_the_pipelines_to_one_grey_level(onnx_folder, num_images):
-    pipeline = tiny_vq_ihdm()
+@pytest.mark.parametrize("exported", ["onnx_folder", "every_kind_onnx_folder"])
+def test_images_are_the_pipelines_to_one_grey_level(exported, num_images, request):
+    """Also of a model with covariates, whose denoiser is told those that came with u_T."""
+    folder = request.getfixturevalue(exported)
+    pipeline = tiny_vq_ihdm() if exported == "onnx_folder" else tiny_conditional(EVERY_KIND)
     wanted = pipeline(num_images, generator=generators(num_images), **ONNX_SETTINGS).images
     numbers = random_numbers(num_images, pipeline.prior.config.factor_rank)
-    prior, sampler = (onnxruntime.InferenceSession(onnx_folder / f"{name}.onnx") for name in ("prior", "sampler"))
-    (u_T,) = prior.run(None, numbers["prior"])
-    (images,) = sampler.run(None, {"u_T": u_T} | numbers["sampler"])
+    prior, sampler = (onnxruntime.InferenceSession(folder / f"{name}.onnx") for name in ("prior", "sampler"))
+    start = dict(zip([tensor.name for tensor in prior.get_outputs()], prior.run(None, numbers["prior"]), strict=True))
+    assert list(start) == (["u_T", "covariates"] if pipeline.prior.known_covariates else ["u_T"])
+    (images,) = sampler.run(None, start | numbers["sampler"])
     assert images.dtype == np.uint8 and images.std() > 1
     assert np.abs(images.astype(int) - np.stack(wanted).astype(int)).max() <= 1
 
 
-def test_the_example_draws_as_many_as_asked(onnx_folder, tmp_path):
-    run_script("examples/sample_onnx.py", "--folder", onnx_folder, "--num_images", 3, "--output_dir", tmp_path)
+@pytest.mark.parametrize("exported", ["onnx_folder", "every_kind_onnx_folder"])
+def test_the_example_draws_as_many_as_asked(exported, request, tmp_path):
+    folder = request.getfixturevalue(exported)
+    run_script("examples/sample_onnx.py", "--folder", folder, "--num_images", 3, "--output_dir", tmp_path)
     images = [np.asarray(Image.open(file)) for file in sorted(tmp_path.glob("*.png"))]
     assert len(images) == 3 and images[0].shape == (32, 32)
     assert not np.array_equal(images[0], images[1])

@@ -156,6 +156,20 @@ def test_what_is_not_given_is_drawn_as_in_the_population():
     assert prior.draw(nothing, seeded())[1][:, 1].mean() < 0.1
 
 
+def test_the_numbers_of_a_draw_stand_for_its_state_and_covariates():
+    """With nothing given the conditional draw is that of the joint Gaussian, which the export holds."""
+    sharp, table, _ = population(120)
+    prior = fit_prior(sharp, SIGMA, rank=8, num_components=2, known_covariates=KNOWN, covariates=table)
+    uniform, noise = [], []
+    for g in map(seeded, range(50)):
+        uniform.append(torch.rand((), dtype=torch.float64, generator=g))
+        noise.append(torch.randn(prior.config.factor_rank, generator=g))
+    states, covariates = prior(torch.stack(uniform), torch.stack(noise))
+    drawn, drawn_covariates = prior.draw(torch.full((50, 3), math.nan), list(map(seeded, range(50))))
+    torch.testing.assert_close(states, drawn)
+    torch.testing.assert_close(covariates, drawn_covariates)
+
+
 def test_no_slice_with_every_value():
     sharp, table, _ = population(60)
     table[::2, 0], table[1::2, 1] = math.nan, math.nan

@@ -325,18 +325,22 @@ class BlurryPrior(ModelMixin, ConfigMixin):
         uniform = torch.stack(uniform).to(finest_dtype(self.device)).to(self.device)
         noise, covariates = torch.stack(noise).to(self.device, self.dtype), covariates.to(self.device)
         if not self.known_covariates:
-            return self(uniform, noise), covariates
+            return self(uniform, noise)[0], covariates
         return self._draw_given(covariates, uniform, noise)
 
-    def forward(self, uniform: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """The u_T (B, D, H, W) that random numbers stand for, nothing else given.
+    def forward(self, uniform: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `draw`, nothing given, of the random numbers: u_T (B, D, H, W) and the table of covariates (B, C).
 
         Args:
             uniform: (B,) in [0, 1): which component.
             noise: (B, factor_rank) standard normal: eps.
         """
         component = self._component(self.weights.to(uniform.dtype)[None], uniform)
-        return self._state(self._joint(component, noise)[:, : self.config.rank])
+        scores, features = self._joint(component, noise).tensor_split([self.config.rank], dim=1)
+        if not self.known_covariates:
+            return self._state(scores), features  # of no dimension, as the table is of no columns
+        table = nearest_covariates(self.known_covariates, features.to(uniform.dtype)).to(noise)
+        return self._state(scores), table
 
     def _draw_given(
         self, covariates: torch.Tensor, uniform: torch.Tensor, noise: torch.Tensor
