@@ -168,13 +168,13 @@ class SlicePipeline(StandalonePipeline):
         return getattr(self.components.get("denoiser"), "known_covariates", ())
 
     @staticmethod
-    def how_many(num_images: int | None, batch_size: int | None, chunk_size: int) -> int:
-        """The number of images a call asks for, by either name; one where it says nothing.
+    def how_many(num_images: int | None, batch_size: int | None, chunk_size: int, default: int = 1) -> int:
+        """The number of images a call asks for, by either name; `default` where it says nothing.
 
         Raises:
             ValueError: the two differ, or a number is not positive.
         """
-        asked = [count for count in (num_images, batch_size) if count is not None] or [1]
+        asked = [count for count in (num_images, batch_size) if count is not None] or [default]
         for count in asked:
             check_count("num_images", count)
         check_count("chunk_size", chunk_size)
@@ -194,10 +194,10 @@ class SlicePipeline(StandalonePipeline):
         Raises:
             ValueError: a list of another length.
         """
-        if isinstance(generator, list):
+        if isinstance(generator, (list, tuple)):
             if len(generator) != num_images:
                 raise ValueError(f"{num_images} images need as many generators, not {len(generator)}")
-            return generator
+            return list(generator)
         device = generator.device if generator is not None else "cpu"
         seeds = torch.randint(2**63 - 1, (num_images,), generator=generator, device=device)
         return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
@@ -360,8 +360,8 @@ class VQIHDMPipeline(TokenPipeline):
                 seed gives the same images whatever `chunk_size`.
             sample: (num_images, D, h, w) u_T, noise included, to start from instead of `prepare_latents`.
             covariates: what the images are to be, any subset of what the model knows: a value for all images or a list
-                with one for each, as in `{"age": 75, "sex": "F"}`. The prior draws the others together with u_T, as in
-                the training set.
+                with one for each, as in `{"age": 75, "sex": "F"}`. The prior draws the others together with u_T,
+                roughly as in the training set: a mixture of Gaussians describes both.
             guidance_scale: how far the denoiser's logits move from those without covariates to those with them
                 (classifier-free guidance); 1, as trained, needs no second evaluation.
             chunk_size: images that are worked on at a time: fewer take less memory.
@@ -375,9 +375,11 @@ class VQIHDMPipeline(TokenPipeline):
             `ConditionalOutput` with `images` and their `covariates`, or a tuple of the images alone.
 
         Raises:
-            ValueError: covariates that the model does not know, or outside of what it was trained on.
+            ValueError: unknown covariates, or outside of what the model was trained on; a wrong number of states.
         """
-        num_images = self.how_many(num_images, batch_size, chunk_size)
+        num_images = self.how_many(num_images, batch_size, chunk_size, default=1 if sample is None else len(sample))
+        if sample is not None and len(sample) != num_images:
+            raise ValueError(f"{num_images} images need as many states in sample, not {len(sample)}")
         generators = self.image_generators(num_images, generator)
         if num_inference_steps is None:
             num_inference_steps = self.scheduler.config.num_inference_steps

@@ -108,12 +108,13 @@ def encode_covariates(known: Sequence[Covariate], given: Mapping[str, Any] | Non
 
     Args:
         known: the model's vocabulary.
-        given: any subset of it, by name: a value for all images, or a list with one for each; None is not given.
+        given: any subset of it, by name: a value for all images, or a list, array or tensor with one for each; None is
+            not given.
 
     Raises:
         ValueError: a covariate the model does not know, a list of another length, or see `Covariate.encode`.
     """
-    given = given or {}
+    given = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in (given or {}).items()}
     names = [covariate.name for covariate in known]
     for name, value in given.items():
         if name not in names:
