@@ -45,12 +45,12 @@ def failed_checks(folder: Path, name: str | None = None) -> dict[str, str]:
     """The checks before publishing that a folder fails: sentences, by the name of the option that overrules them.
 
     Args:
-        name: what the sentences call it; the folder's path when None.
+        name: what the sentences call it where the folder is none of the user's; its path when None.
 
     Raises:
         InputError: the folder holds nothing that could be published.
     """
-    name = name or str(folder)
+    name, remedy = name or str(folder), f"run evaluate.py --pipeline {'FOLDER' if name else folder}"
     if is_data_set(folder):
         facts = read_json(folder / DATA_FACTS)
         if facts["redistribution"]:
@@ -76,11 +76,11 @@ def failed_checks(folder: Path, name: str | None = None) -> dict[str, str]:
     if (folder / "model_index.json").is_file():
         report = read_report(folder)
         if report is None:
-            found["unevaluated"] = f"{name} was not evaluated; run evaluate.py with its folder as --pipeline"
+            found["unevaluated"] = f"{name} was not evaluated; {remedy}"
         elif own_report(folder, record["data"]) is None:
             found["unevaluated"] = (
                 f"evaluation/report.json of {name} is not known to be of its weights and of the data that {RECORD} "
-                "names; run evaluate.py with its folder as --pipeline and them as --dataset_name"
+                f"names; {remedy} with them as --dataset_name"
             )
         if report is not None and (failures := audit_failures(report)):
             found["failed_audit"] = f"the memorisation audit of {name} failed ({' '.join(failures)})"
