@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
-from vq_ihdm.arguments import add_image_arguments, positive_int, seed_int
+from vq_ihdm.arguments import positive_int, seed_int
+from vq_ihdm.data.images import add_image_arguments
 from vq_ihdm.errors import InputError, run
 from vq_ihdm.evaluation.evaluator import EvaluationSet, evaluate_images
 from vq_ihdm.evaluation.features import load_networks

@@ -53,7 +53,6 @@ from vq_ihdm.data.tokens import draw_views, load_tokens
 from vq_ihdm.errors import InputError
 from vq_ihdm.errors import run as run_script
 from vq_ihdm.fit_prior import fit_prior
-from vq_ihdm.hub.describe import save_trained_pipeline
 from vq_ihdm.pictures import sample_sheet
 from vq_ihdm.training.config import (
     add_covariate_arguments,
@@ -63,6 +62,7 @@ from vq_ihdm.training.config import (
     check_prior_arguments,
     parse_args,
 )
+from vq_ihdm.training.describe import save_trained_pipeline
 from vq_ihdm.training.ema import EMA
 from vq_ihdm.training.preparation import (
     TimedAccelerator,

@@ -27,7 +27,6 @@ from vq_ihdm.denoising_loss import denoising_loss
 from vq_ihdm.errors import InputError
 from vq_ihdm.errors import run as run_script
 from vq_ihdm.fit_prior import fit_prior
-from vq_ihdm.hub.describe import save_trained_pipeline
 from vq_ihdm.pictures import sample_sheet
 from vq_ihdm.training.config import (
     add_covariate_arguments,
@@ -37,6 +36,7 @@ from vq_ihdm.training.config import (
     check_prior_arguments,
     parse_args,
 )
+from vq_ihdm.training.describe import save_trained_pipeline
 from vq_ihdm.training.preparation import make_accelerator, prepare_network
 from vq_ihdm.training.run import TrainingRun
 from vq_ihdm.weights import load_component

@@ -16,7 +16,6 @@ from vq_ihdm.data.images import load_slices
 from vq_ihdm.errors import InputError
 from vq_ihdm.hub.audit import audit_failures
 from vq_ihdm.hub.checks import failed_checks
-from vq_ihdm.hub.describe import describe
 from vq_ihdm.hub.figures import estimate
 from vq_ihdm.hub.model_card import describe_earlier, describe_terms, model_card, write_model_card
 from vq_ihdm.hub.record import (
@@ -29,6 +28,7 @@ from vq_ihdm.hub.record import (
     under_all_terms,
     write_record,
 )
+from vq_ihdm.training.describe import describe
 
 
 @pytest.fixture

@@ -31,11 +31,3 @@ percentage = _number(float, lambda n: 0 <= n <= 100, "number from 0 to 100")
 # Lengths of a scan: what lies outside is a slip of the unit, and would ask for no slice or for all the memory.
 length_mm = _number(float, lambda n: 0.05 <= n <= 50, "length from 0.05 to 50 mm")
 position_mm = _number(float, lambda n: -1000 <= n <= 1000, "position from -1000 to 1000 mm")
-
-
-def add_image_arguments(parser: argparse.ArgumentParser) -> None:
-    """How the images of a set are read; evaluated is what was trained on."""
-    add = parser.add_argument
-    add("--image_column", default="image", help="where the set has its images")
-    add("--resolution", type=positive_int, help="bring the shorter side of every image to so many pixels")
-    add("--center_crop", action="store_true", help="with --resolution: then cut out the middle square")

@@ -1,5 +1,6 @@
 """A built data set as the train scripts see it: grey slices in [-1, 1], split by subject."""
 
+import argparse
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -10,7 +11,16 @@ import torch
 from datasets import Dataset, DatasetDict, load_dataset
 from PIL import Image
 
+from ..arguments import positive_int
 from ..errors import InputError, naming
+
+
+def add_image_arguments(parser: argparse.ArgumentParser) -> None:
+    """How the images of a set are read; evaluated is what was trained on."""
+    add = parser.add_argument
+    add("--image_column", default="image", help="where the set has its images")
+    add("--resolution", type=positive_int, help="bring the shorter side of every image to so many pixels")
+    add("--center_crop", action="store_true", help="with --resolution: then cut out the middle square")
 
 
 def load_slices(

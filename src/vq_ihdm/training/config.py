@@ -8,15 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from ..arguments import (
-    add_image_arguments,
-    non_negative_int,
-    positive_float,
-    positive_int,
-    probability,
-    seed_int,
-    share_below_one,
-)
+from ..arguments import non_negative_int, positive_float, positive_int, probability, seed_int, share_below_one
+from ..data.images import add_image_arguments
 from ..errors import InputError
 from ..files import replacing
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from datasets import DatasetDict
 
 from ..files import replacing
+from ..hub.audit_index import write_audit_index
+from ..hub.model_card import write_model_card
+from ..hub.publishing import push
+from ..hub.record import data_facts, denoiser_stages, stage_record, tokenizer_stages, under_all_terms, write_record
 from ..pictures import covariate_sheet, sample_sheet, save_picture
 from ..pipelines.slice_pipeline import SlicePipeline
 from ..pipelines.token_pipeline import TokenPipeline
-from .audit_index import write_audit_index
-from .model_card import write_model_card
-from .publishing import push
-from .record import data_facts, denoiser_stages, stage_record, tokenizer_stages, under_all_terms, write_record
 
 
 def save_trained_pipeline(
