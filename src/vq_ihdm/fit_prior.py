@@ -71,7 +71,7 @@ def fit_prior(
 
     Raises:
         ValueError: an unknown kind.
-        InputError: no slice has a value of every covariate.
+        InputError: no slice has a value of every covariate, or there is a single slice.
     """
     if kind != "slice" and len(states) < 2:
         raise InputError("a prior of one slice alone would be this slice; train on more of them")

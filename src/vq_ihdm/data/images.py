@@ -72,11 +72,9 @@ def load_slices(
     if image_column != "image":
         splits = splits.remove_columns("image") if "image" in columns else splits
         splits = splits.rename_column(image_column, "image")
-    if any("subject" in split.column_names and None in split["subject"] for split in splits.values()):
-        raise InputError(f"{source} has images without a subject; give each one in its metadata.csv")
+    _check_subjects(splits, source)
     if "validation" not in splits:
         splits = DatasetDict(splits | _hold_out_subjects(splits["train"], source))
-    _check_subjects(splits, source)
     if resolution is not None:
         splits = DatasetDict({name: _resized(split, resolution, center_crop) for name, split in splits.items()})
     sizes = {}
@@ -107,6 +105,8 @@ def _hold_out_subjects(train: Dataset, source: str) -> DatasetDict:
 def _check_subjects(splits: DatasetDict, source: str) -> None:
     """Held-out figures are worth nothing of people a model has seen, or was chosen by."""
     known = {name: set(split["subject"]) for name, split in splits.items() if "subject" in split.column_names}
+    if any(None in subjects for subjects in known.values()):
+        raise InputError(f"{source} has images without a subject; give each one in its metadata.csv")
     for one, other in combinations(known, 2):
         if shared := known[one] & known[other]:
             raise InputError(
