@@ -29,7 +29,8 @@ PARTS = {
     "sampling": ["src/vq_ihdm/__init__.py", "generate.py"],
     "app": ["app.py"],
     "data": [
-        "src/vq_ihdm/synthetic/shards.py",
+        *(f"src/vq_ihdm/synthetic/{name}.py" for name in ("shards", "images_card", "upload")),
+        "src/vq_ihdm/hub/checks.py",
         *(f"dataset_scripts/{name}.py" for name in ("nifti", "slices", "dicom")),
     ],
     "evaluation": ["evaluate.py", "publish.py"],

@@ -34,12 +34,14 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from matplotlib.figure import Figure as MatplotlibFigure
 from tqdm.auto import tqdm
 
 from .resampling import RESAMPLES, Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as MatplotlibFigure  # cards of drawn images read reports, and draw none
 
 
 class Kind(NamedTuple):
@@ -145,7 +147,7 @@ class Picture(NamedTuple):
     """A picture that is drawn when the report is saved, and whether images of real people are in it."""
 
     caption: str
-    draw: Callable[[], MatplotlibFigure]
+    draw: "Callable[[], MatplotlibFigure]"
     shows_scans: bool = False
 
 
