@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from states import assert_same_weights, differences, final_state
 
 from vq_ihdm import VQIHDMPipeline
+from vq_ihdm.errors import InputError
+from vq_ihdm.hub.checks import failed_checks
 from vq_ihdm.hub.record import read_record
 from vq_ihdm.training.checkpoints import list_checkpoints
 from vq_ihdm.training.state import load_state
@@ -50,8 +52,8 @@ def test_a_denoiser_that_stopped_goes_on_bit_for_bit(ihdm, ihdm_run):
 
 
 def test_a_denoiser_learns_on_from_a_denoiser_or_a_pipeline(ihdm, ihdm_run, vqgan_run, tmp_path):
-    before = load_file(ihdm_run / "best" / "model.safetensors")
-    for place in (ihdm_run / "best", ihdm_run / "pipeline"):
+    for place in (ihdm_run / "best", ihdm_run / "last", ihdm_run / "pipeline"):
+        before = load_file(place / ("denoiser" if place.name == "pipeline" else "") / "model.safetensors")
         folder = ihdm(
             "--pretrained_model_name_or_path", place, "--learning_rate", 1e-12, "--hidden_size", 8,
             "--max_train_steps", 1, output_dir=tmp_path / place.name,
@@ -61,8 +63,10 @@ def test_a_denoiser_learns_on_from_a_denoiser_or_a_pipeline(ihdm, ihdm_run, vqga
             torch.testing.assert_close(tensor, before[name], atol=1e-6, rtol=0)
         assert json.loads((folder / "config.json").read_text())["hidden_size"] != 8  # as the denoiser is
         *earlier, last = read_record(folder / "pipeline")["stages"]
-        assert earlier == read_record(ihdm_run / "pipeline")["stages"] and last["step"] == 1
+        assert earlier == read_record(place)["stages"] and last["step"] == 1
     assert "holds no denoiser" in refusal(ihdm, "--pretrained_model_name_or_path", vqgan_run / "best")
+    with pytest.raises(InputError, match="draws nothing alone; name the whole pipeline/"):
+        failed_checks(ihdm_run / "last")
     flags = ("--pretrained_model_name_or_path", ihdm_run / "best", "--covariates")  # none
     assert "leave --covariates out, or train a new one" in refusal(ihdm, *flags)
 

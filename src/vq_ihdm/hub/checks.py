@@ -7,7 +7,7 @@ from ..errors import InputError
 from ..files import read_json
 from .audit import audit_failures
 from .evaluated_data import own_report, read_report
-from .model_files import SCANS, holds_training_images
+from .model_files import SCANS, holds_training_images, system_of
 from .record import DATA_FACTS, RECORD, own_record
 
 
@@ -63,6 +63,7 @@ def failed_checks(folder: Path, name: str | None = None) -> dict[str, str]:
             f"{name} is neither a model with the {RECORD} of its weights nor a built data set; publish what a train "
             "script or a builder left"
         )
+    system_of(folder)  # or a part of a pipeline would leave without an audit
     found = {}
     if not record["data"]["redistribution"]:
         restricted = [scan for scan in SCANS if (folder / scan).is_file()]

@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from ..errors import InputError
 from ..files import read_json
 
 PLOTS = ("samples", "anatomy", "distances")
@@ -17,9 +18,17 @@ COMPONENT_FILES = ("config.json", "scheduler_config.json", "[!.]*.safetensors", 
 
 
 def system_of(folder: Path) -> str:
-    """The class of the pipeline in a folder; without one, that of a tokenizer."""
-    index = folder / "model_index.json"
-    return read_json(index)["_class_name"][1] if index.is_file() else "VQModel"
+    """The class of the pipeline in a folder; without one, that of a tokenizer.
+
+    Raises:
+        InputError: there is another network, which is none of them.
+    """
+    index, config = folder / "model_index.json", folder / "config.json"
+    if index.is_file():
+        return read_json(index)["_class_name"][1]
+    if config.is_file() and read_json(config).get("_class_name") != "VQModel":
+        raise InputError(f"{folder} holds a part of a pipeline, which draws nothing alone; name the whole pipeline/")
+    return "VQModel"
 
 
 def own_files(folder: Path) -> dict[str, Path]:

@@ -173,11 +173,8 @@ def tokenizer_stages(path_or_id: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def denoiser_stages(path_or_id: str | os.PathLike) -> list[dict[str, Any]]:
-    """The trainings of a denoiser: a pipeline's folder or Hub id, its folder in a pipeline's, or a run's `best/`."""
-    path = Path(path_or_id)
-    pipeline = path.with_name("pipeline")  # where a run leaves the record of its best denoiser
-    stages = recorded_stages(pipeline if path.name == "best" and pipeline.is_dir() else path_or_id)
-    return [stage for stage in stages if "num_vq_embeddings" not in stage["settings"]]
+    """The trainings of a denoiser: a pipeline's folder or Hub id, its folder in a pipeline's, `best/` or `last/`."""
+    return [stage for stage in recorded_stages(path_or_id) if "num_vq_embeddings" not in stage["settings"]]
 
 
 def recorded_stages(path_or_id: str | os.PathLike) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from datasets import DatasetDict
 
@@ -22,8 +23,13 @@ def save_trained_pipeline(
     metrics: dict[str, float],
     splits: DatasetDict,
 ) -> None:
-    """The end of a train script: `pipeline/` with its record and card, `metrics.json`, and on the Hub if asked for."""
+    """The end of a train script: `pipeline/` with its record and card, `metrics.json`, and on the Hub if asked for.
+
+    Both kept networks get their record too: another training may start from either.
+    """
     output_dir = Path(args.output_dir)
+    for kept in (output_dir / "best", output_dir / "last"):
+        write_record(kept, *record_of(pipeline, args, json.loads((kept / "metrics.json").read_text()), splits))
     with replacing(output_dir / "pipeline") as temporary:
         pipeline.to("cpu").save_pretrained(temporary)
         describe(temporary, pipeline, args, metrics, splits)
@@ -47,17 +53,9 @@ def describe(
     images must not be passed on.
 
     Args:
-        args: the effective configuration; the records of its `vqvae`, where the system has one, and of the denoiser it
-            started from are taken over.
-        metrics: `step`, `seconds` and held-out measures of the weights that were kept.
-        splits: the data set.
+        args, metrics, splits: see `record_of`.
     """
-    data = data_facts(args.dataset_name, splits, args.resolution)
-    stages = [stage_record(args, metrics, data)]
-    if isinstance(pipeline, TokenPipeline):
-        earlier = vars(args).get("pretrained_model_name_or_path")  # of train_ihdm.py alone
-        stages = tokenizer_stages(args.vqvae) + (denoiser_stages(earlier) if earlier else []) + stages
-    data = under_all_terms(data, stages)
+    data, stages = record_of(pipeline, args, metrics, splits)
     save_picture(sample_sheet(pipeline, args.seed, num_images=16, columns=8), folder / "samples.png")
     if pipeline.known_covariates:
         save_picture(covariate_sheet(pipeline, args.seed), folder / "covariates.png")
@@ -65,3 +63,22 @@ def describe(
         write_audit_index(folder, splits)
     write_record(folder, data, stages)
     write_model_card(folder, name="pipeline")
+
+
+def record_of(
+    pipeline: SlicePipeline, args: argparse.Namespace, metrics: dict[str, float], splits: DatasetDict
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The `data` and `stages` of the record of weights that a train script kept.
+
+    Args:
+        args: the effective configuration; the records of its `vqvae`, where the system has one, and of the denoiser it
+            started from are taken over.
+        metrics: `step`, `seconds` and held-out measures of these weights.
+        splits: the data set.
+    """
+    data = data_facts(args.dataset_name, splits, args.resolution)
+    stages = [stage_record(args, metrics, data)]
+    if isinstance(pipeline, TokenPipeline):
+        earlier = vars(args).get("pretrained_model_name_or_path")  # of train_ihdm.py alone
+        stages = tokenizer_stages(args.vqvae) + (denoiser_stages(earlier) if earlier else []) + stages
+    return under_all_terms(data, stages), stages
