@@ -77,9 +77,12 @@ def test_the_row_is_that_of_session_or_name(tmp_path: Path):
     rows = ["OAS1_0001_MR1,74", "OAS1_0001_MR2,75", "OAS1_0002_MR1,60"]
     oasis = CovariateTable(table(tmp_path / "o.csv", "ID,Age", *rows), r"OAS1_(\d{4})")
     assert oasis.lookup("0001", path="disc1/OAS1_0001_MR2/x.img")["age"] == 75
-    rows = ["sub-01\tses-a\t20", "sub-01\tses-b\t22"]
+    rows = ["sub-01\tses-a\t20", "sub-01\tses-b\t22", "sub-02\tses-a\t30", "sub-03\t\t40"]
     bids = CovariateTable(table(tmp_path / "p.tsv", "participant_id\tsession_id\tage", *rows), r"sub-(\w+)")
     assert bids.lookup("01", session="b", path="sub-01/ses-b/sub-01_ses-b_T1w.nii.gz")["age"] == 22
+    with pytest.raises(InputError, match="has no row of session b in the table"):
+        bids.lookup("02", session="b")
+    assert bids.lookup("03", session="b")["age"] == 40  # its row is of no session
 
 
 def test_images_a_table_lists(tmp_path: Path):

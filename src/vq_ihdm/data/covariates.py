@@ -166,7 +166,7 @@ class CovariateTable:
             path: of the scan; a row whose own id stands there, such as OAS1_0001_MR2, is meant.
 
         Raises:
-            InputError: no row, or rows that differ and nothing to choose by.
+            InputError: no row, rows of other sessions alone, or rows that differ and nothing to choose by.
         """
         rows = self.subjects.index[self.subjects == subject]
         if rows.empty:
@@ -181,6 +181,8 @@ class CovariateTable:
         distances = (self.dates[rows] - pd.to_datetime(date or None, errors="coerce")).abs()
         if distances.notna().any():
             rows = rows[distances == distances.min()]
+        elif session and not self.sessions[rows].isin(["", session]).any():
+            raise InputError(f"has no row of session {session} in the table of covariates; add one.")
         found = self.covariates.loc[rows].drop_duplicates()
         if len(found) > 1:
             raise InputError("has several rows in the table of covariates; leave the one that belongs to it.")
