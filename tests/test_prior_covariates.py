@@ -156,6 +156,20 @@ def test_what_is_not_given_is_drawn_as_in_the_population():
     assert prior.draw(nothing, seeded())[1][:, 1].mean() < 0.1
 
 
+def test_a_distribution_that_no_gaussian_has_is_drawn_all_the_same():
+    """Half of the people are 20 to 24 years old, nobody is 30 to 75; most levels are low."""
+    sharp, table, _ = population()
+    table[:, 0] = torch.where(table[:, 0] > 50, 75 + (table[:, 0] - 50) / 6, 20 + (table[:, 0] - 20) / 7)
+    table[:, 2] = table[:, 2] ** 3
+    prior = fit_prior(sharp, SIGMA, rank=20, num_components=1, known_covariates=KNOWN, covariates=table)
+    _, drawn = prior.draw(torch.full((4000, 3), math.nan), seeded())
+    shares = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9])
+    for column, tolerance in ((0, 1), (2, 0.05)):
+        wanted, found = (values[:, column].quantile(shares) for values in (table, drawn))
+        assert (wanted - found).abs().max() < tolerance
+    assert ((drawn[:, 0] == 20) | (drawn[:, 0] == 80)).float().mean() < 0.01  # no heap at an end of the range
+
+
 def test_the_numbers_of_a_draw_stand_for_its_state_and_covariates():
     """With nothing given the conditional draw is that of the joint Gaussian, which the export holds."""
     sharp, table, _ = population(120)

@@ -21,6 +21,8 @@ MIN_GAIN = 0.01  # modes damped below this share are lost in the noise delta, an
 MIN_SUBJECTS = 10  # behind every component: the mean of fewer could show one of them
 CHUNK = 512  # slices embedded at a time: 63 MB of 256 x 11 x 11
 FEATURE_NOISE = 0.1  # on the features of covariates: without it their covariance would be singular
+NUM_RANKS = 17  # of a covariate's training values that its draws are brought to
+RANKED_DRAWS = 10_000
 IMPUTING_RANK = 16  # leading scores from which a missing covariate is drawn
 
 
@@ -114,7 +116,28 @@ def fit_prior(
     )
     state = {"modes": modes, "mean": mean, "basis": basis, "weights": weights, "means": means, "factors": factors}
     prior.load_state_dict(state)
+    if prior.known_covariates:
+        prior.register_to_config(ranks=list(_ranks(prior, covariates.double(), generator)))
     return prior.eval()
+
+
+def _ranks(prior: BlurryPrior, covariates: torch.Tensor, generator: torch.Generator) -> Iterator[list[list[float]]]:
+    """`ranks` of a prior by the covariates (N, C), rounded to hundredths of their range: each value is somebody's."""
+    component = torch.multinomial(prior.weights, RANKED_DRAWS, replacement=True, generator=generator)
+    noise = torch.randn(RANKED_DRAWS, prior.config.factor_rank, 1, generator=generator)
+    rank, shares = prior.config.rank, torch.linspace(0, 1, NUM_RANKS, dtype=torch.float64)
+    features = prior.means[component, rank:] + (prior.factors[:, rank:][component] @ noise)[..., 0]
+    columns = features.double().split([covariate.num_features for covariate in prior.known_covariates], dim=1)
+    for covariate, column, values in zip(prior.known_covariates, columns, covariates.T, strict=True):
+        if covariate.kind == "category":
+            yield []
+            continue
+        low, width = covariate.low, covariate.high - covariate.low
+        drawn = covariate.nearest_numbers(column).quantile(shares)
+        hundredths = ((values[~values.isnan()].quantile(shares) - low) / width * 100).round()
+        hundredths[0], hundredths[-1] = 0, 100
+        pairs = torch.stack([drawn, low + width * hundredths / 100], 1)
+        yield pairs[drawn.diff(prepend=drawn[:1] - 1) > 0].tolist()  # several ranks may share a level
 
 
 def _chunks(states: torch.Tensor, embed: Callable, sigma: float) -> Iterator[torch.Tensor]:

@@ -39,6 +39,9 @@ class BlurryPrior(ModelMixin, ConfigMixin):
         num_components, factor_rank: mixture components, and the columns of their covariance factors.
         variance_kept: share of the variance of the training u_T inside the PCA space.
         covariates: the vocabulary (`Covariate` as dicts); None of a prior without.
+        ranks: for each covariate pairs of a number as the mixture draws it and the training value of the same rank,
+            between which draws are interpolated: a few Gaussians have a training set's mean age, and not its
+            distribution. None of a category.
     """
 
     config_name = "config.json"
@@ -57,6 +60,7 @@ class BlurryPrior(ModelMixin, ConfigMixin):
         factor_rank: int,
         variance_kept: float,
         covariates: list[dict] | None = None,
+        ranks: list[list[list[float]]] | None = None,
     ):
         super().__init__()
         self.allow_saving_images = False
@@ -121,7 +125,7 @@ class BlurryPrior(ModelMixin, ConfigMixin):
         scores, features = self._joint(component, noise).tensor_split([self.config.rank], dim=1)
         if not self.known_covariates:
             return self._state(scores), features  # of no dimension, as the table is of no columns
-        table = nearest_covariates(self.known_covariates, features.to(uniform.dtype)).to(noise)
+        table = nearest_covariates(self.known_covariates, features.to(uniform.dtype), self.config.ranks).to(noise)
         return self._state(scores), table
 
     def _draw_given(
@@ -135,7 +139,7 @@ class BlurryPrior(ModelMixin, ConfigMixin):
         evidence = given_log_likelihood(wanted[:, None], self.means[:, rank:].to(dtype), covariance[:, rank:])
         component = self._component((self.weights.to(dtype).log() + evidence).softmax(1), uniform)
         draws = condition(self._joint(component, noise).to(dtype), wanted, covariance[component])
-        drawn = nearest_covariates(self.known_covariates, draws[:, rank:]).to(covariates)
+        drawn = nearest_covariates(self.known_covariates, draws[:, rank:], self.config.ranks).to(covariates)
         return self._state(draws[:, :rank].to(self.dtype)), torch.where(covariates.isnan(), drawn, covariates)
 
     def _component(self, weights: torch.Tensor, uniform: torch.Tensor) -> torch.LongTensor:
