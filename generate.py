@@ -10,8 +10,8 @@ Under --output_dir stand `000000.png`, ... (or `000000.nii.gz`, ...) and `metada
 set of shards with its card; and `manifest.json` with the seed, the settings and the versions of the libraries. Both
 forms are read by `datasets.load_dataset`. Every file tells model, weights, seed and licence.
 
---covariates asks a conditional model: a value, a range low:high (uniformly drawn), or `population`, roughly as in the
-training set, which holds for what is left out too. `metadata.csv` tells what each image was asked to be.
+--covariates asks a conditional model: a value, a range low:high (uniformly drawn), or `population`, as in the training
+set, which holds for what is left out too. `metadata.csv` tells what each image was asked to be.
 
 Image i depends on the seed and on i alone, however many processes share the work. Interrupted, the same command goes
 on with what is missing or damaged; --num_images may have grown, not shrunk. Another --batch_size gives the same images

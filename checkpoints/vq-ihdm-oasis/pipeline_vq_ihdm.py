@@ -361,7 +361,7 @@ class VQIHDMPipeline(TokenPipeline):
             sample: (num_images, D, h, w) u_T, noise included, to start from instead of `prepare_latents`.
             covariates: what the images are to be, any subset of what the model knows: a value for all images or a list
                 with one for each, as in `{"age": 75, "sex": "F"}`. The prior draws the others together with u_T,
-                roughly as in the training set: a mixture of Gaussians describes both.
+                as in the training set: a mixture of Gaussians describes both.
             guidance_scale: how far the denoiser's logits move from those without covariates to those with them
                 (classifier-free guidance); 1, as trained, needs no second evaluation.
             chunk_size: images that are worked on at a time: fewer take less memory.

@@ -1,4 +1,5 @@
 # Made by `save_pretrained` from vq_ihdm.covariates, vq_ihdm.covariate_embedding, vq_ihdm.neighbourhood, vq_ihdm.denoiser.
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -88,14 +89,30 @@ class Covariate:
         one_hot = (values[:, None] == _counting(0, len(self.categories) - 1, values)).to(values.dtype)
         return torch.where(values.isnan()[:, None], values[:, None], one_hot)
 
-    def nearest_values(self, features: torch.Tensor) -> torch.Tensor:
-        """(N, num_features) -> (N,) numbers inside the training range whose features are nearest."""
-        if self.kind == "continuous":
-            return (features[:, 0] * self.std + self.mean).clamp(self.low, self.high)
+    def nearest_values(self, features: torch.Tensor, ranks: Sequence[Sequence[float]] = ()) -> torch.Tensor:
+        """(N, num_features) -> (N,) values inside the training range that have the nearest features.
+
+        Args:
+            ranks: pairs (x, y), both rising, by which the number x of such features stands for the value y.
+        """
         if self.kind == "category":
             return features.argmax(1).to(features.dtype)
+        return interpolate(self.nearest_numbers(features), ranks).clamp(self.low, self.high)
+
+    def nearest_numbers(self, features: torch.Tensor) -> torch.Tensor:
+        """As `nearest_values` of no category; those of a continuous one may lie outside of the training range."""
+        if self.kind == "continuous":
+            return features[:, 0] * self.std + self.mean
         levels = torch.linspace(self.low, self.high, LEVEL_GRID, dtype=features.dtype, device=features.device)
         return levels[torch.cdist(features, self.features(levels)).argmin(1)]
+
+
+def interpolate(numbers: torch.Tensor, pairs: Sequence[Sequence[float]]) -> torch.Tensor:
+    """The piecewise linear function through `pairs`, rising in x, flat beyond them; without any, the numbers."""
+    if not pairs:
+        return numbers
+    steps = ((d - b) * ((numbers - a) / (c - a)).clamp(0, 1) for (a, b), (c, d) in itertools.pairwise(pairs))
+    return pairs[0][1] + sum(steps)
 
 
 def vocabulary(entries: Sequence[Mapping[str, Any]] | None) -> tuple[Covariate, ...]:
@@ -143,10 +160,13 @@ def covariate_features(known: Sequence[Covariate], table: torch.Tensor) -> torch
     return torch.cat([covariate.features(table[:, column]) for column, covariate in enumerate(known)], dim=1)
 
 
-def nearest_covariates(known: Sequence[Covariate], features: torch.Tensor) -> torch.Tensor:
-    """Features (N, F) -> the table (N, C) whose features are nearest, column by column."""
+def nearest_covariates(
+    known: Sequence[Covariate], features: torch.Tensor, ranks: Sequence[Sequence[Sequence[float]]] | None = None
+) -> torch.Tensor:
+    """Features (N, F) -> the table (N, C) whose features are nearest, column by column; `ranks` of each if given."""
     parts = features.split([covariate.num_features for covariate in known], dim=1)
-    columns = [covariate.nearest_values(part) for covariate, part in zip(known, parts, strict=True)]
+    columns = zip(known, parts, ranks or [()] * len(known), strict=True)
+    columns = [covariate.nearest_values(part, pairs) for covariate, part, pairs in columns]
     return torch.stack(columns, dim=1)
 
 

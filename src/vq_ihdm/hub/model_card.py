@@ -190,7 +190,7 @@ def describe_covariates(folder: Path, report: dict[str, Any] | None) -> str:
     known = vocabulary(read_json(config).get("covariates") if config.is_file() else None)
     if not known:
         return ""
-    lines = ["Any or all of these; what is not asked for is drawn, roughly as in the training population.", ""]
+    lines = ["Any or all of these; what is not asked for is drawn as in the training population.", ""]
     for covariate in known:
         of = ", ".join(covariate.categories) if covariate.categories else f"{covariate.low:g} to {covariate.high:g}"
         lines.append(f"- `{covariate.name}`: {of}")
