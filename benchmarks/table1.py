@@ -8,7 +8,7 @@ inverse heat dissipation, each for the same time or on the same number of images
 of it, `TOKENIZER_SHARE`, on the VQGAN they share. Then samples --num_images images a system from one seed and evaluates
 them against the held-out subjects. Results go to --output_dir: `README.md` with Table 1, a contact sheet a system
 (Figures 2-6), `table2.png` and `results.json`. What is finished is kept in --work_dir: a killed run goes on with the
-rest.
+rest. Of a system that was measured its folder in `systems/` there is enough.
 """
 
 import argparse
@@ -115,11 +115,11 @@ def main() -> None:
     reference = load_reference(args)
     amount, unit = budget_of(args)
     print(f"every system trains for {amount:.9g} {unit}", flush=True)
-    train_all(args)
-
     finished = args.work_dir / "systems"
     missing = [system for system in SYSTEMS if not (finished / system.name).exists()]
-    if missing:
+    train_all(missing, args)
+    tokenized = None
+    if any(system.tokens for system in missing):
         tokenized = tokenize(load_pipeline(args.work_dir / "vq_ihdm" / "pipeline"), reference)
     for system in missing:
         pipe = load_pipeline(args.work_dir / system.training / "pipeline")
@@ -148,8 +148,8 @@ def main() -> None:
 
 
 # ---- training -------------------------------------------------------------------------------------------------
-def train_all(args: argparse.Namespace) -> None:
-    """Every system into a folder of its name under --work_dir."""
+def train_all(systems: list[System], args: argparse.Namespace) -> None:
+    """What these systems sample from, each into a folder of its name under --work_dir."""
     amount, unit = budget_of(args)
     # The budget alone ends a training, and no schedule of the learning rate depends on where.
     shared = [*shared_flags(args), "--max_train_steps", 10**9, "--lr_scheduler", "constant_with_warmup"]
@@ -160,9 +160,12 @@ def train_all(args: argparse.Namespace) -> None:
 
     perceptual = ["--perceptual_weights", args.perceptual_weights] if args.perceptual_weights else []
     vqgan = args.work_dir / "vqgan"
-    train("train_vqgan.py", vqgan, "last", *shared, *budget(TOKENIZER_SHARE), *perceptual)
+    names = {system.training for system in systems}
+    if any(system.tokens for system in systems):
+        train("train_vqgan.py", vqgan, "last", *shared, *budget(TOKENIZER_SHARE), *perceptual)
+        names.add("vq_ihdm")  # by which the ceiling is measured
     for system in SYSTEMS:
-        if system.trained_as is None:
+        if system.name in names:
             script, *flags = SCRIPTS.get(system.name, ["train_baseline.py", "--model", system.name])
             tokens = ["--vqvae", vqgan / "best"] if system.tokens else []
             share = 1 - TOKENIZER_SHARE if system.tokens else 1
