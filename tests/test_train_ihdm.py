@@ -52,6 +52,7 @@ def test_a_denoiser_that_stopped_goes_on_bit_for_bit(ihdm, ihdm_run):
 
 
 def test_a_denoiser_learns_on_from_a_denoiser_or_a_pipeline(ihdm, ihdm_run, vqgan_run, tmp_path):
+    assert read_record(ihdm_run / "best")["stages"] == read_record(ihdm_run / "pipeline")["stages"]
     for place in (ihdm_run / "best", ihdm_run / "last", ihdm_run / "pipeline"):
         before = load_file(place / ("denoiser" if place.name == "pipeline" else "") / "model.safetensors")
         folder = ihdm(

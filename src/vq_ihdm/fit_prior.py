@@ -123,6 +123,7 @@ def fit_prior(
 
 def _ranks(prior: BlurryPrior, covariates: torch.Tensor, generator: torch.Generator) -> Iterator[list[list[float]]]:
     """`ranks` of a prior by the covariates (N, C), rounded to hundredths of their range: each value is somebody's."""
+    # Features alone: with the scores, of which there are hundreds, so many draws would take gigabytes.
     component = torch.multinomial(prior.weights, RANKED_DRAWS, replacement=True, generator=generator)
     noise = torch.randn(RANKED_DRAWS, prior.config.factor_rank, 1, generator=generator)
     rank, shares = prior.config.rank, torch.linspace(0, 1, NUM_RANKS, dtype=torch.float64)
