@@ -10,6 +10,7 @@ from diffusers.utils import BaseOutput
 
 from .code_sampling import code_probabilities, draw_codes, rand_each
 from .heat import blur, sigma_schedule
+from .reveal_order import reveal_spread_out
 
 OPEN = -1  # the code index of a position that is not revealed yet
 
@@ -43,10 +44,11 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
 
     The reverse process starts from a draw of u_T. The denoiser gives p(z_0 | u_T) for every position at once, so
     one step draws all codes independently given u_T: the paper's sampler. With more steps u_T stays fixed as context
-    and at each time t a share sin(pi t / 2T) of the positions, drawn at random, is left open; what has been revealed
-    is shown to the denoiser as sharp embeddings, so that the remaining codes are drawn in its knowledge. (Blurring
-    the drawn codes to a smaller sigma and going on, the obvious alternative, redraws at each step the low frequencies
-    that u_T had fixed, and gets worse with more steps.)
+    and at each time t a share sin(pi t / 2T) of the positions is left open; what has been revealed is shown to the
+    denoiser as sharp embeddings, so that the remaining codes are drawn in its knowledge. The positions of a step lie
+    far apart, in an order that is drawn for each image (`reveal_order`). (Blurring the drawn codes to a smaller sigma
+    and going on, the obvious alternative, redraws at each step the low frequencies that u_T had fixed, and gets worse
+    with more steps.)
 
     Args:
         num_train_timesteps: T.
@@ -135,24 +137,21 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
         batch, height, width, _ = model_output.shape
         device = model_output.device
 
-        probabilities = code_probabilities(model_output.flatten(1, 2), temperature, top_p)
-        noise = rand_each((2, height * width), batch, generator, device)
-        drawn = draw_codes(probabilities, noise[:, 0])
-        is_open = code_indices.flatten(1) == OPEN
-        drawn = torch.where(is_open, drawn, code_indices.flatten(1))
+        probabilities = code_probabilities(model_output, temperature, top_p)
+        uniform = rand_each((2, height, width), batch, generator, device)
+        is_open = code_indices == OPEN
+        pred_code_indices = torch.where(is_open, draw_codes(probabilities, uniform[:, 0]), code_indices)
 
-        # Positions are ranked, revealed ones first; those beyond the count for the next timestep stay open.
-        rank = noise[:, 1].masked_fill(~is_open, -math.inf).argsort(dim=1).argsort(dim=1)
         step_index = int((self.timesteps.to(device) - torch.as_tensor(timestep, device=device)).abs().argmin())
-        last = step_index + 1 == len(self.timesteps)
-        next_timestep = 0.0 if last else float(self.timesteps[step_index + 1])
-        num_open = int(self.open_share(next_timestep) * height * width)
-        known = rank < height * width - num_open
+        if step_index + 1 == len(self.timesteps):
+            known = torch.ones_like(is_open)
+        else:
+            num_open = int(self.open_share(float(self.timesteps[step_index + 1])) * height * width)
+            known = reveal_spread_out(~is_open, uniform[:, 1], height * width - num_open)
 
-        pred_code_indices = drawn.view(batch, height, width)
-        code_indices = torch.where(known.view(batch, height, width), pred_code_indices, OPEN)
+        code_indices = torch.where(known, pred_code_indices, OPEN)
         revealed = code_embeddings[pred_code_indices].permute(0, 3, 1, 2).to(sample.dtype)
-        prev_sample = torch.where((code_indices != OPEN)[:, None], revealed, sample)
+        prev_sample = torch.where(known[:, None], revealed, sample)
         if not return_dict:
             return prev_sample, code_indices, pred_code_indices
         return HeatDissipationSchedulerOutput(prev_sample, code_indices, pred_code_indices)
