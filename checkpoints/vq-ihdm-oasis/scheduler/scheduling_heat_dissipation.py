@@ -1,4 +1,4 @@
-# Made by `save_pretrained` from vq_ihdm.heat, vq_ihdm.code_sampling, vq_ihdm.scheduling_heat_dissipation.
+# Made by `save_pretrained` from vq_ihdm.heat, vq_ihdm.code_sampling, vq_ihdm.reveal_order, vq_ihdm.scheduling_heat_dissipation.
 import math
 from dataclasses import dataclass
 
@@ -133,6 +133,44 @@ def rand_each(
     return uniform.to(finest_dtype(device)).to(device)
 
 
+"""Which positions of a code grid are revealed next."""
+
+
+def reveal_spread_out(known: torch.BoolTensor, uniform: torch.Tensor, num_known: int) -> torch.BoolTensor:
+    """Reveal positions until each image has `num_known`, each as far as can be from all that are known before it.
+
+    Codes that are revealed at one time are drawn independently of each other. Neighbours depend on each other most, so
+    they are to be revealed at different times. Distances are on a torus: else rim and corners would come first.
+
+    Args:
+        known: (B, H, W); an image of which more is known already keeps it.
+        uniform: (B, H, W) uniform numbers in [0, 1), which decide among equally distant positions.
+
+    Returns:
+        (B, H, W) what is known then.
+    """
+    height, width = known.shape[1:]
+    rows, columns = (squared_gaps(size, uniform) for size in (height, width))
+    # Squared distance of each position to the nearest known one, in its row and then over the rows.
+    distance = torch.where(known, 0, height**2 + width**2).to(uniform.dtype)
+    distance = (distance[:, :, None] + columns).amin(-1)
+    distance = (distance.mT[:, :, None] + rows).amin(-1).mT
+    missing = num_known - known.sum((1, 2))
+    for revealed in range(int(missing.max())):
+        farthest = (distance + uniform).flatten(1).argmax(1)
+        y, x = farthest // width, farthest % width
+        nearer = torch.minimum(distance, rows[y][:, :, None] + columns[x][:, None])
+        distance = torch.where((revealed < missing)[:, None, None], nearer, distance)
+    return distance == 0
+
+
+def squared_gaps(size: int, like: torch.Tensor) -> torch.Tensor:
+    """(size, size) squared distances between the positions of a circle, of the type and on the device of `like`."""
+    positions = torch.arange(size, dtype=like.dtype, device=like.device)
+    gaps = (positions[:, None] - positions).abs()
+    return torch.minimum(gaps, size - gaps) ** 2
+
+
 """The forward and reverse process of discrete VQ-IHDM as a diffusers scheduler."""
 
 
@@ -168,10 +206,11 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
 
     The reverse process starts from a draw of u_T. The denoiser gives p(z_0 | u_T) for every position at once, so
     one step draws all codes independently given u_T: the paper's sampler. With more steps u_T stays fixed as context
-    and at each time t a share sin(pi t / 2T) of the positions, drawn at random, is left open; what has been revealed
-    is shown to the denoiser as sharp embeddings, so that the remaining codes are drawn in its knowledge. (Blurring
-    the drawn codes to a smaller sigma and going on, the obvious alternative, redraws at each step the low frequencies
-    that u_T had fixed, and gets worse with more steps.)
+    and at each time t a share sin(pi t / 2T) of the positions is left open; what has been revealed is shown to the
+    denoiser as sharp embeddings, so that the remaining codes are drawn in its knowledge. The positions of a step lie
+    far apart, in an order that is drawn for each image (`reveal_order`). (Blurring the drawn codes to a smaller sigma
+    and going on, the obvious alternative, redraws at each step the low frequencies that u_T had fixed, and gets worse
+    with more steps.)
 
     Args:
         num_train_timesteps: T.
@@ -260,24 +299,21 @@ class HeatDissipationScheduler(SchedulerMixin, ConfigMixin):
         batch, height, width, _ = model_output.shape
         device = model_output.device
 
-        probabilities = code_probabilities(model_output.flatten(1, 2), temperature, top_p)
-        noise = rand_each((2, height * width), batch, generator, device)
-        drawn = draw_codes(probabilities, noise[:, 0])
-        is_open = code_indices.flatten(1) == OPEN
-        drawn = torch.where(is_open, drawn, code_indices.flatten(1))
+        probabilities = code_probabilities(model_output, temperature, top_p)
+        uniform = rand_each((2, height, width), batch, generator, device)
+        is_open = code_indices == OPEN
+        pred_code_indices = torch.where(is_open, draw_codes(probabilities, uniform[:, 0]), code_indices)
 
-        # Positions are ranked, revealed ones first; those beyond the count for the next timestep stay open.
-        rank = noise[:, 1].masked_fill(~is_open, -math.inf).argsort(dim=1).argsort(dim=1)
         step_index = int((self.timesteps.to(device) - torch.as_tensor(timestep, device=device)).abs().argmin())
-        last = step_index + 1 == len(self.timesteps)
-        next_timestep = 0.0 if last else float(self.timesteps[step_index + 1])
-        num_open = int(self.open_share(next_timestep) * height * width)
-        known = rank < height * width - num_open
+        if step_index + 1 == len(self.timesteps):
+            known = torch.ones_like(is_open)
+        else:
+            num_open = int(self.open_share(float(self.timesteps[step_index + 1])) * height * width)
+            known = reveal_spread_out(~is_open, uniform[:, 1], height * width - num_open)
 
-        pred_code_indices = drawn.view(batch, height, width)
-        code_indices = torch.where(known.view(batch, height, width), pred_code_indices, OPEN)
+        code_indices = torch.where(known, pred_code_indices, OPEN)
         revealed = code_embeddings[pred_code_indices].permute(0, 3, 1, 2).to(sample.dtype)
-        prev_sample = torch.where((code_indices != OPEN)[:, None], revealed, sample)
+        prev_sample = torch.where(known[:, None], revealed, sample)
         if not return_dict:
             return prev_sample, code_indices, pred_code_indices
         return HeatDissipationSchedulerOutput(prev_sample, code_indices, pred_code_indices)
