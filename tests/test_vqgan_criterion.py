@@ -98,3 +98,19 @@ def test_air_has_no_part_in_the_adversarial_loss(parts):
     expected = adaptive_weight(*tissue, criterion.last_input, criterion.last_layer.weight)
     torch.testing.assert_close(losses["lambda"], expected, rtol=1e-3, atol=0)
     assert 0 < losses["lambda"] < 1
+
+
+def test_half_precision_loses_no_gradient(trunk):
+    """On its way through the trunk the gradient of a small weight, or of many pixels, falls below what float16 holds."""
+    torch.manual_seed(0)
+    perceptual = PerceptualLoss("alex", trunk)
+    images = torch.rand(2, 1, 32, 32) * 2 - 1
+    output = (images + 0.1 * torch.randn_like(images)).requires_grad_()
+    weight = 2.0**-13
+    criterion = Criterion(PatchDiscriminator(8), tiny_vq_model().decoder.conv_out, perceptual, 32, weight, weight, 1)
+    (l1,) = torch.autograd.grad((images - output).abs().mean(), output)
+    full, _, _ = criterion(images, output, judging=False, adversarial=False)
+    with torch.autocast("cpu", dtype=torch.float16):
+        half, _, _ = criterion(images, output, judging=False, adversarial=False)
+    error = (half - full).norm() / (full - l1).norm()
+    assert error < 0.1

@@ -11,6 +11,10 @@ from .losses import adaptive_weight, hinge_loss_generator
 from .perceptual import PerceptualLoss
 from .windows import crop, draw_windows
 
+# Of the losses on their way down through networks in half precision, which ends at 6e-8: the gradient of a mean over so
+# many pixels has smaller ones. A power of two alters nothing else.
+SCALE = 2.0**10
+
 
 class Criterion:
     """The losses of a VQGAN's reconstruction, each differentiated once, down to the pixels.
@@ -68,14 +72,14 @@ class Criterion:
             if self.texture_weight:
                 losses["texture"] = self.perceptual.texture(real, fake)
                 reconstruction_loss = reconstruction_loss + self.texture_weight * losses["texture"]
-        (gradient,) = torch.autograd.grad(reconstruction_loss, output, retain_graph=True)
+        gradient = pixel_gradient(reconstruction_loss, output, retain_graph=True)
         if not judging:
             return gradient, losses, None
         if isinstance(self.discriminator, PatchDiscriminator):
             real, fake = [diff_augment(images)], [diff_augment(shown)]
         if adversarial:
             losses["gan"] = hinge_loss_generator(self.discriminator(fake))
-            (adversarial_gradient,) = torch.autograd.grad(losses["gan"], output)
+            adversarial_gradient = pixel_gradient(losses["gan"], output, retain_graph=False)
             # Nor is there a texture to find. Left in, air is what a discriminator tells scans by, which have it exact:
             # nearly all of both gradients at the last layer comes from there, and lambda says nothing of tissue.
             adversarial_gradient = adversarial_gradient.masked_fill(ended, 0)
@@ -83,3 +87,8 @@ class Criterion:
             losses["lambda"] = adaptive_weight(*of_tissue, self.last_input, self.last_layer.weight)
             gradient = gradient + self.disc_weight * losses["lambda"] * adversarial_gradient
         return gradient, losses, (real, fake)
+
+
+def pixel_gradient(loss: torch.Tensor, output: torch.Tensor, retain_graph: bool) -> torch.Tensor:
+    (gradient,) = torch.autograd.grad(SCALE * loss, output, retain_graph=retain_graph)
+    return gradient / SCALE
