@@ -101,7 +101,7 @@ def test_air_has_no_part_in_the_adversarial_loss(parts):
 
 
 def test_half_precision_loses_no_gradient(trunk):
-    """On its way through the trunk the gradient of a small weight, or of many pixels, falls below what float16 holds."""
+    """On its way through the trunk the gradient of a small weight, or of many pixels, falls below float16."""
     torch.manual_seed(0)
     perceptual = PerceptualLoss("alex", trunk)
     images = torch.rand(2, 1, 32, 32) * 2 - 1
