@@ -68,6 +68,14 @@ def test_every_figure_has_n_an_interval_and_a_floor(report, reference):
         assert report.figure(name).floor.value != report.figure(name).generated.value
 
 
+def test_no_image_is_shown_to_a_network_twice(tmp_path):
+    extractor, shown = TinyExtractor(), []
+    extractor.register_forward_hook(lambda _, inputs, __: shown.append(len(inputs[0])))
+    reference = EvaluationSet(people(12, seed=1), people(8, seed=2), [FeatureNetwork(extractor, cache=tmp_path)])
+    evaluate_images(people(24, 1, seed=3).images, reference)
+    assert sum(shown) == len(reference.training) + len(reference.held_out) + 24
+
+
 def test_the_inception_score_is_never_made_up(reference):
     headless = EvaluationSet(reference.training, reference.held_out, reference.networks[1:])
     isc = evaluate_images(people(24, 1, seed=3).images, headless).figure("isc")

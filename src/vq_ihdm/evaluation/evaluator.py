@@ -145,15 +145,25 @@ class EvaluationSet:
         """Any other space, from one vector an image; see `Space`."""
         return Space(name, training, self.training.subjects, held_out, self.held_out.subjects, scale, **how)
 
-    def fidelity(self, sample: ImageSet, real: ImageSet, paired: bool = False) -> dict[tuple[str, str], Estimate]:
-        """`fidelity.fidelity` of a sample by (name, features); remembered by content for many systems."""
+    def fidelity(
+        self, sample: ImageSet, real: ImageSet, paired: bool = False, features: dict[str, Features] | None = None
+    ) -> dict[tuple[str, str], Estimate]:
+        """`fidelity.fidelity` of a sample by (name, features); remembered by content for many systems.
+
+        Args:
+            features: of the sample by network, where they are known.
+        """
         key = content_key(sample.images), content_key(real.images)
         if key not in self._fidelity:
             self._fidelity[key] = {
                 (name, network.name): estimate
                 for network in self.networks
                 for name, estimate in fidelity(
-                    network(sample.images), network(real.images), sample.subjects, real.subjects, paired
+                    features[network.name] if features else network(sample.images),
+                    network(real.images),
+                    sample.subjects,
+                    real.subjects,
+                    paired,
                 ).items()
             }
         return self._fidelity[key]
@@ -166,7 +176,7 @@ class EvaluationSet:
         image_set = sample.image_set
         key = content_key(image_set.images)
         if key not in self._compared:
-            estimates = dict(self.fidelity(image_set, self.held_out))
+            estimates = dict(self.fidelity(image_set, self.held_out, features=sample.features))
             estimates["ms_ssim", "pixels"] = pair_similarity(image_set)
             compared = image_set.take(choice(image_set.subjects, MAX_NEIGHBOURS))
             images, groups = compared.images, compared.subjects
@@ -266,14 +276,13 @@ def positive_control(
     Args:
         generated: (N,) relative distances of the generated images, by space.
     """
-    index = reference.training_index(MAX_PLANTED)
-    planted = {"verbatim": reference.training.images[index]}
+    index, network = reference.training_index(MAX_PLANTED), reference.networks[0]
+    planted = {"verbatim": (reference.training.images[index], reference.training_features[network.name].take(index))}
     if tokenized is not None:
-        planted["decoded"] = tokenized.training[index]
+        planted["decoded"] = (tokenized.training[index], network(tokenized.training[index]))
     power = []
-    for copies, images in planted.items():
-        vectors = {"pixels": images, "decoded pixels": images}
-        vectors[reference.perceptual.name] = perceptual_vectors(reference.networks[0](images))
+    for copies, (images, features) in planted.items():
+        vectors = {"pixels": images, "decoded pixels": images, network.name: perceptual_vectors(features)}
         if tokenized is not None:
             vectors["codes"] = tokenized.training_codes[index, 0]
         relative = {space.name: relative_distance(*space.search(vectors[space.name])) for space in spaces}
