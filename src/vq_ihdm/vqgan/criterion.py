@@ -90,5 +90,6 @@ class Criterion:
 
 
 def pixel_gradient(loss: torch.Tensor, output: torch.Tensor, retain_graph: bool) -> torch.Tensor:
+    """Gradient of a loss by the pixels of `output`, of the same shape, scaled on its way and back at its end."""
     (gradient,) = torch.autograd.grad(SCALE * loss, output, retain_graph=retain_graph)
     return gradient / SCALE
