@@ -41,8 +41,8 @@ def labelled(num_subjects: int, images: int, seed: int, obeys: float = 1.0, shif
 TRAINING, HELD_OUT = labelled(60, 4, seed=0), labelled(40, 4, seed=1)
 
 
-def measure(generated: Labelled, training: Labelled = TRAINING) -> dict:
-    figures = conditioning_figures(KNOWN, training, HELD_OUT, generated)
+def measure(generated: Labelled, training: Labelled = TRAINING, decoded=None) -> dict:
+    figures = conditioning_figures(KNOWN, training, HELD_OUT, generated, decoded)
     assert all(figure.name in KINDS and figure.floor is not None for figure in figures)
     return {(figure.name, figure.features): figure for figure in figures}
 
@@ -78,6 +78,28 @@ def test_a_difference_is_known_better_than_its_two_sides():
     low, high = figure.generated.details["difference_interval"]
     assert high - low < figure.generated.interval[1] - figure.generated.interval[0]
     assert figure.generated.details["difference"] == pytest.approx(figure.generated.value - figure.floor.value)
+
+
+def decode(images: Labelled) -> Labelled:
+    """A tokenizer that takes nothing of age and sex away and moves every image by the same amount."""
+    features = images.features.copy()
+    features[:, 0] -= 3
+    return images._replace(features=features)
+
+
+def test_the_mark_of_a_tokenizer_is_told_apart_from_what_a_model_does_not_know():
+    stand_in, held_out = decode(TRAINING), decode(HELD_OUT)
+    figures = measure(decode(labelled(240, 1, seed=2)), decoded=(stand_in, held_out))
+    scans, decoded = figures["synthetic_error", "age"], figures["decoded_synthetic_error", "age"]
+    assert scans.generated.value > 2 * scans.floor.value
+    assert abs(decoded.generated.details["difference"]) < 0.15 * decoded.floor.value
+    # What a perfect second stage would have: wrong about scans, too, and right about decoded ones.
+    assert scans.ceiling.value > 2 * scans.floor.value
+    assert decoded.ceiling.value == pytest.approx(decoded.floor.value, rel=1e-3)
+    assert figures["control_error", "age"].ceiling.value > 2 * figures["control_error", "age"].floor.value
+    # A model that does not obey is no use about decoded scans either.
+    disobedient = measure(decode(labelled(240, 1, seed=2, obeys=0.0)), decoded=(stand_in, held_out))
+    assert disobedient["decoded_synthetic_error", "age"].generated.details["difference_interval"][0] > 0
 
 
 def test_a_group_that_is_served_badly_is_seen():
@@ -138,6 +160,8 @@ def test_a_pipeline_that_knows_covariates_is_asked_for_those_of_training_images(
     # A fifth of the training images are of people of unknown age, so nothing was asked of as many.
     ages = report.figure("control_error", "age")
     assert ages.generated.num_images == 80 - 16 and ages.floor.num_images == 48 - 12
+    decoded = report.figure("decoded_synthetic_error", "age")
+    assert decoded.generated.num_images == decoded.ceiling.num_images == 48 - 12
 
 
 def test_the_report_has_a_heading_for_covariates(report):

@@ -3,9 +3,14 @@
 A probe learns a covariate from images of one kind and is asked about images of another; its score is the mean absolute
 error of a number and the balanced accuracy (mean recall over the categories) of a category. Intervals are over the
 subjects, or generated images, that it is asked about.
+
+A tokenizer leaves its mark on every image it decodes, and a probe of such images is wrong about scans that lack it. So
+the probe of generated images is also asked about held-out scans that went through the tokenizer, as whoever trains on
+synthetic images can send theirs: what it then misses is the model's, and the rest was the mark's.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -51,43 +56,69 @@ class Labelled(NamedTuple):
 
 
 def conditioning_figures(
-    known: Sequence[Covariate], training: Labelled, held_out: Labelled, generated: Labelled
+    known: Sequence[Covariate],
+    training: Labelled,
+    held_out: Labelled,
+    generated: Labelled,
+    decoded: tuple[Labelled, Labelled] | None = None,
 ) -> list[Figure]:
     """Control, utility and fidelity by group, for every covariate that is known often enough on all sides.
 
     Args:
         known: the model's vocabulary; column c of each table is its c-th covariate.
         generated: with what was asked for.
+        decoded: of a model with a tokenizer, training images that stand for as many generated ones, and the held-out
+            images, both through the tokenizer.
     """
     figures = []
     for column, covariate in enumerate(known):
-        sides = [side.known(column) for side in (training, held_out, generated)]
+        sides = [side.known(column) for side in (training, held_out, generated, *(decoded or ()))]
         if all(side.enough for side in sides):
             figures += probe_figures(covariate, column, *sides)
-            figures += group_figures(covariate, column, *sides)
+            figures += group_figures(covariate, column, *sides[:3])
     return figures
 
 
 def probe_figures(
-    covariate: Covariate, column: int, training: Labelled, held_out: Labelled, generated: Labelled
+    covariate: Covariate,
+    column: int,
+    training: Labelled,
+    held_out: Labelled,
+    generated: Labelled,
+    stand_in: Labelled | None = None,
+    held_out_decoded: Labelled | None = None,
 ) -> list[Figure]:
     """Control: the probe of real training images, asked about generated ones (floor: about held-out people).
 
     Utility: probes of generated images, alone and with the real ones, asked about held-out people (floor: the probe of
     the real ones). The floor's subjects are the same, so the difference to it has an interval of its own.
+
+    Ceiling, where there is a tokenizer: the same with decoded images of real people in place of the generated ones.
     """
-    of_real = fit_probe(covariate, column, training)
-    of_generated = fit_probe(covariate, column, generated)
-    both = Labelled(*map(np.concatenate, zip(training, generated, strict=True)))
-    of_both = fit_probe(covariate, column, both)
-    real = ask(of_real, covariate, column, held_out)
-    kind = "accuracy" if covariate.kind == "category" else "error"
+
+    def learn(images: Labelled) -> Callable[[Labelled], Estimate]:
+        return partial(ask, fit_probe(covariate, column, images), covariate, column)
+
+    of_real, of_generated = learn(training), learn(generated)
+    of_both = learn(Labelled(*map(np.concatenate, zip(training, generated, strict=True))))
+    real = of_real(held_out)
     measured = {
-        f"control_{kind}": ask(of_real, covariate, column, generated),
-        f"synthetic_{kind}": beside(ask(of_generated, covariate, column, held_out), real),
-        f"augmented_{kind}": beside(ask(of_both, covariate, column, held_out), real),
+        "control": of_real(generated),
+        "synthetic": beside(of_generated(held_out), real),
+        "augmented": beside(of_both(held_out), real),
     }
-    return [Figure(name, covariate.name, measure, floor=real) for name, measure in measured.items()]
+    ceiling = {}
+    if stand_in is not None:
+        of_stand_in = learn(stand_in)
+        measured["decoded_synthetic"] = beside(of_generated(held_out_decoded), real)
+        ceiling["control"] = of_real(held_out_decoded)
+        ceiling["synthetic"] = of_stand_in(held_out)
+        ceiling["decoded_synthetic"] = of_stand_in(held_out_decoded)
+    kind = "accuracy" if covariate.kind == "category" else "error"
+    return [
+        Figure(f"{name}_{kind}", covariate.name, estimate, ceiling.get(name), real)
+        for name, estimate in measured.items()
+    ]
 
 
 def fit_probe(covariate: Covariate, column: int, images: Labelled) -> Pipeline:

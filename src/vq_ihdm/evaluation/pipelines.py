@@ -74,7 +74,7 @@ def evaluate_pipeline(
     if hasattr(pipe, "prior"):
         others += prior_figures(pipe, reference, tokenized, num_images, seed)
     if known:
-        others += covariate_figures(known, table, drawn.images, reference)
+        others += covariate_figures(known, table, drawn.images, reference, tokenized)
     about["seconds_per_image"] = round(drawn.seconds, 4)
     return evaluate_images(drawn.images, reference, tokenized, drawn.codes, others, about)
 
@@ -146,7 +146,11 @@ def prior_figures(
 
 
 def covariate_figures(
-    known: Sequence[Covariate], asked: torch.Tensor, images: np.ndarray, reference: EvaluationSet
+    known: Sequence[Covariate],
+    asked: torch.Tensor,
+    images: np.ndarray,
+    reference: EvaluationSet,
+    tokenized: Tokenized | None = None,
 ) -> list[Figure]:
     """Whether images (N, H, W) uint8 show the covariates (N, C) that were asked for; see `conditioning`."""
     primary = reference.networks[0]
@@ -154,10 +158,15 @@ def covariate_figures(
     def label(image_set: ImageSet, table: torch.Tensor) -> Labelled:
         return Labelled(primary(image_set.images).pooled.numpy(), table.numpy(), image_set.subjects)
 
-    training, held_out = (
-        label(side, covariate_table(known, side.split)) for side in (reference.training, reference.held_out)
-    )
-    return conditioning_figures(known, training, held_out, label(independent(images), asked))
+    tables = [covariate_table(known, side.split) for side in (reference.training, reference.held_out)]
+    training, held_out = map(label, (reference.training, reference.held_out), tables)
+    decoded = None
+    if tokenized is not None:
+        index = reference.training_index(len(images))
+        stand_in = ImageSet(tokenized.training[index], reference.training.subjects[index])
+        held_out_decoded = ImageSet(tokenized.held_out, reference.held_out.subjects)
+        decoded = label(stand_in, tables[0][index]), label(held_out_decoded, tables[1])
+    return conditioning_figures(known, training, held_out, label(independent(images), asked), decoded)
 
 
 def _in_batches(

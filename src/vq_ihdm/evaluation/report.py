@@ -73,6 +73,10 @@ KINDS = {
     "control_accuracy": Kind("covariates", "Control, accuracy of a probe", "higher"),
     "synthetic_error": Kind("covariates", "Trained on synthetic images, error", "lower"),
     "synthetic_accuracy": Kind("covariates", "Trained on synthetic images, accuracy", "higher"),
+    "decoded_synthetic_error": Kind("covariates", "Trained on synthetic images, error on decoded scans", "lower"),
+    "decoded_synthetic_accuracy": Kind(
+        "covariates", "Trained on synthetic images, accuracy on decoded scans", "higher"
+    ),
     "augmented_error": Kind("covariates", "Trained on real and synthetic images, error", "lower"),
     "augmented_accuracy": Kind("covariates", "Trained on real and synthetic images, accuracy", "higher"),
     "group_kid": Kind("covariates", "KID within a group", "lower"),
@@ -106,9 +110,11 @@ EXPLANATIONS = {
         "Asked for the covariates of training images. Control: a linear probe on frozen features, trained on real "
         "training images, says what a generated image shows; error and accuracy are against what was asked, the floor "
         "is the same probe on held-out people. Synthetic, augmented: a probe trained on the generated images, alone or "
-        "with the real ones, tested on held-out people; the floor is the probe trained on real images alone. Numbers: "
-        "mean absolute error; categories: balanced accuracy. Intervals are over those who are tested. Groups: KID of "
-        "the images asked for against held-out people of the same group."
+        "with the real ones, tested on held-out people; the floor is the probe trained on real images alone. Decoded "
+        "scans: tested on held-out people whose images went through the tokenizer, which bears its mark as generated "
+        "images do. The ceiling has decoded training images in place of generated ones, and for control decoded "
+        "images of held-out people. Numbers: mean absolute error; categories: balanced accuracy. Intervals are over "
+        "those who are tested. Groups: KID of the images asked for against held-out people of the same group."
     ),
     "diversity": (
         "MS-SSIM of pairs of different subjects: above the floor there is less variety than among people. A duplicate "
