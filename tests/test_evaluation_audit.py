@@ -125,7 +125,7 @@ def test_the_report_tells_which_copies_would_have_been_noticed(reference, tokeni
     report = evaluate_images(images, reference, tokenized, codes)
     caught = {(power.copies, power.planted): power.caught for power in report.audit.power}
     assert {planted for _, planted in caught} == {0.01, 0.02, 0.05, 0.1}
-    assert caught["verbatim", 0.02] > 0.9 and caught["decoded", 0.05] == 1
+    assert caught["verbatim", 0.02] > 0.9 and caught["decoded", 0.05] == 1 and caught["imperfect", 0.05] == 1
     assert "**Passed**" in report.to_markdown({}) and "verbatim copies in" in report.to_markdown({})
     failed = evaluate_images(sample(0.1, "verbatim", reference)[0], reference)
     assert "**Failed.**" in failed.to_markdown({})
@@ -230,5 +230,16 @@ def test_an_audit_that_would_notice_nothing_is_not_passed(reference):
     twin.images[5] = reference.training.images[9]
     both_sides = EvaluationSet(reference.training, twin, reference.networks)
     (blind,) = evaluate_images(individuals(N, 1, seed=3).images, both_sides).audit.failures
-    assert blind.startswith("The audit is blind: 10% of verbatim copies among so many images would be noticed in 0%")
-    assert not audit([], [Power("verbatim", 0.1, 0.99), Power("decoded", 0.1, 0.0)]).failures
+    assert blind.startswith("The audit is blind: 5% of imperfect copies among so many images would be noticed in 0%")
+    assert not audit([], [Power("imperfect", 0.05, 0.99), Power("decoded", 0.1, 0.0)]).failures
+
+
+def test_a_person_on_both_sides_makes_the_audit_blind_though_no_scan_is_the_same_twice(reference):
+    """Exact copies would still be noticed; what stands as near to training as this person's scans do would not."""
+    again = individuals(20, 4, seed=2)
+    again.images[5] = np.clip(reference.training.images[9] + np.random.default_rng(0).normal(0, 2, (32, 32)), 0, 255)
+    both_sides = EvaluationSet(reference.training, again, reference.networks)
+    verdict = evaluate_images(individuals(N, 1, seed=3).images, both_sides).audit
+    caught = {(power.copies, power.planted): power.caught for power in verdict.power}
+    assert caught["verbatim", 0.05] == 1 and caught["imperfect", 0.05] == 0
+    assert "a person stands in training and among those held out" in verdict.failures[0]

@@ -12,14 +12,17 @@ BY_CHANCE = 0.002  # a copy rate that raises no alarm; among held-out images it 
 MARGIN = 0.03  # nor does a distance ratio less than this below its floor
 PLANTED = (0.01, 0.02, 0.05, 0.1)  # shares of copies that are planted to learn the audit's power
 TRIALS = 200  # of each share
-NOTICED = 0.95  # share of trials with the most verbatim copies in which there must be an alarm, or silence says nothing
+IMPERFECT = 0.25  # relative distance of planted copies that are not exact: so much nearer than to anybody held out
+MUST_NOTICE = ("imperfect", 0.05)  # copies, and their share, that an audit must notice, or its silence says nothing
+NOTICED = 0.95  # share of trials in which there must be an alarm
 
 
 def audit(figures: list[Figure], power: list[Power]) -> Audit:
     """Test every copy rate against chance and every distance ratio against its floor.
 
     A figure fails where its p-value is below `LEVEL` over the number of tests (Bonferroni). The audit fails as well
-    where it would not notice copies: of too few images, or where a scan stands on both sides of the split.
+    where it would not notice copies: of too few images, or where a person stands on both sides of the split, whose
+    scans make every other nearness look harmless.
     """
     tested = [figure for figure in figures if figure.name in TESTS]
     tests = [Test(figure.name, figure.features, TESTS[figure.name](figure)) for figure in tested]
@@ -31,11 +34,11 @@ def audit(figures: list[Figure], power: list[Power]) -> Audit:
         if test.p_value < LEVEL / len(tests)
     ]
     failures += [
-        f"The audit is blind: {share.planted:.0%} of verbatim copies among so many images would be noticed in "
-        f"{share.caught:.0%} of trials. Evaluate more images; if that changes nothing, a scan stands in training and "
-        "among the held-out ones."
+        f"The audit is blind: {share.planted:.0%} of imperfect copies among so many images would be noticed in "
+        f"{share.caught:.0%} of trials. Evaluate more images; if that changes nothing, a person stands in training and "
+        "among those held out."
         for share in power
-        if (share.copies, share.planted) == ("verbatim", PLANTED[-1]) and share.caught < NOTICED
+        if (share.copies, share.planted) == MUST_NOTICE and share.caught < NOTICED
     ]
     return Audit(failures, tests, power, LEVEL, BY_CHANCE, MARGIN)
 
@@ -75,7 +78,7 @@ def power_of_copy_test(
     """How often copies would be noticed by the copy rate in any of the spaces.
 
     Args:
-        copies: what they are: `verbatim` training images, or `decoded` from their codes.
+        copies: what they are: `verbatim` training images, `decoded` from their codes, or `imperfect`, at `IMPERFECT`.
         generated: (N,) relative distances of the generated images, by space.
         planted: (P,) those of the copies; P different ones are at hand.
     """

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from ..errors import InputError
 from .anatomy import compare_anatomy, measure_anatomy
-from .audit import Power, audit, power_of_copy_test
+from .audit import IMPERFECT, Power, audit, power_of_copy_test
 from .diversity import duplicate_rate, pair_similarity
 from .features import FeatureNetwork, Features, content_key
 from .fidelity import fidelity
@@ -271,7 +271,7 @@ def evaluate_images(
 def positive_control(
     spaces: list[Space], generated: dict[str, np.ndarray], reference: EvaluationSet, tokenized: Tokenized | None
 ) -> list[Power]:
-    """How often the audit notices copies of training images among the generated ones, as they are or decoded.
+    """How often the audit notices copies of training images among the generated ones, as they are, decoded or altered.
 
     Args:
         generated: (N,) relative distances of the generated images, by space.
@@ -287,7 +287,8 @@ def positive_control(
             vectors["codes"] = tokenized.training_codes[index, 0]
         relative = {space.name: relative_distance(*space.search(vectors[space.name])) for space in spaces}
         power += power_of_copy_test(copies, generated, relative, spaces)
-    return power
+    altered = {space.name: np.full(1, IMPERFECT) for space in spaces}
+    return power + power_of_copy_test("imperfect", generated, altered, spaces)
 
 
 def second_stage_figures(

@@ -101,9 +101,10 @@ EXPLANATIONS = {
     "second stage": (
         "Against the decoded codes of all held-out images, so that the tokenizer's error stands on both sides, and on "
         "the codes themselves. The ceiling has decoded codes, and codes, of training images in place of generated "
-        "ones. Usage: half of the sum of absolute differences between the shares of codes. Known pairs: share of "
-        "pairs of codes so many cells apart that the training images hold somewhere; their ceiling is of held-out "
-        "images. Far below it codes do not fit together, above it there is less variety than among people."
+        "ones, as they are, while a model that learnt from mirrored slices, too, draws both. Usage: half of the sum of "
+        "absolute differences between the shares of codes. Known pairs: share of pairs of codes so many cells apart "
+        "that the training images hold somewhere; their ceiling is of held-out images. Far below it codes do not fit "
+        "together, above it there is less variety than among people."
     ),
     "reconstruction": "Held-out images through the VQGAN and back, against themselves; the floor is of other people.",
     "covariates": (
@@ -118,7 +119,8 @@ EXPLANATIONS = {
     ),
     "diversity": (
         "MS-SSIM of pairs of different subjects: above the floor there is less variety than among people. A duplicate "
-        "has another image of the set (of a person: of another person) nearer than the copy threshold."
+        "has another image of the set (of a person: of another person) nearer than 99 % of the held-out images have "
+        "their nearest training image."
     ),
     "memorisation": (
         "Ratio: mean distance to the nearest training image over that to the nearest held-out image, with equally many "
@@ -282,7 +284,8 @@ def describe_audit(audit: dict) -> list[str]:
     """The verdict and the power of an audit, as `report.json` has it, in Markdown."""
     if audit["passed"]:
         verdict = (
-            "**Passed**: neither copies nor a nearness to training subjects beyond that of held-out people were found."
+            f"**Passed**: no copy rate significantly above {audit['by_chance']:.1%}, and no nearness to training "
+            "subjects beyond that of held-out people."
         )
     else:
         verdict = "**Failed.** " + " ".join(audit["failures"])
@@ -293,6 +296,8 @@ def describe_audit(audit: dict) -> list[str]:
             caught.setdefault(power["copies"], []).append(f"{power['caught']:.0%} at {power['planted']:.0%}")
         lines += ["", "Had a part of the images been copies of training images, the copy rate would have noticed:", ""]
         lines += [f"- {copies} copies in {', '.join(shares)} of the images." for copies, shares in caught.items()]
+        if "imperfect" in caught:
+            lines.append("- Imperfect ones stand a quarter as far from a training image as from any held-out one.")
         if "decoded" not in caught:
             lines.append("- Copies that went through a tokenizer may hide behind its error unless it is named.")
     return lines
