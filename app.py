@@ -95,13 +95,22 @@ def training_index(dataset_name: str, pipe: DiffusionPipeline) -> dict[str, torc
     return audit_index(splits)
 
 
-def check(*numbers: float | None) -> None:
-    """Refuse numbers outside `RANGES`, in their order: whoever calls the page by its API is not held by the sliders.
+def ranges_of(usual: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """`RANGES`, as far as they must be wider for a pipeline that draws in this way unless told otherwise."""
+    (fewest, most), (coldest, hottest) = RANGES["Steps"], RANGES["Temperature"]
+    return RANGES | {
+        "Steps": (fewest, max(most, usual["num_inference_steps"])),
+        "Temperature": (coldest, max(hottest, usual["temperature"])),
+    }
+
+
+def check(ranges: dict[str, tuple[float, float]], *numbers: float | None) -> None:
+    """Refuse numbers outside their ranges: whoever calls the page by its API is not held by the sliders.
 
     Raises:
         gr.Error: with a sentence for the visitor.
     """
-    for (name, (low, high)), number in zip(RANGES.items(), numbers, strict=True):
+    for (name, (low, high)), number in zip(ranges.items(), numbers, strict=True):
         if number is None or not low <= number <= high:  # not a number is in no range
             raise gr.Error(f"{name} must be a number from {low} to {high}.")
 
@@ -277,10 +286,11 @@ def build_page(path_or_id: str | Path, downloads: Path, dataset_name: str | None
     record = json.loads(record_file.read_text()) if record_file.is_file() else {}
     spacing = record.get("data", {}).get("spacing_mm") or [1.0, 1.0]
 
-    known = pipe.known_covariates
+    known, usual = pipe.known_covariates, pipe.scheduler.config
+    ranges = ranges_of(usual)
 
     def generate(num_images, seed, steps, temperature, second_seed, blend, *free_and_values):
-        check(num_images, seed, steps, temperature, second_seed, blend)
+        check(ranges, num_images, seed, steps, temperature, second_seed, blend)
         asked = ask(pipe, free_and_values[: len(known)], free_and_values[len(known) :])
         num_images, seed, steps, second_seed = (int(number) for number in (num_images, seed, steps, second_seed))
         images = draw(pipe, num_images, seed, steps, temperature, second_seed, blend, asked)
@@ -301,9 +311,8 @@ def build_page(path_or_id: str | Path, downloads: Path, dataset_name: str | None
                 seed = gr.Number(0, label="Seed", minimum=0, step=1, elem_id="seed")
                 free, values = covariate_controls(known)
                 button = gr.Button("Generate", variant="primary", elem_id="generate")
-                usual = pipe.scheduler.config
-                steps = gr.Slider(*RANGES["Steps"], usual.num_inference_steps, step=1, label="Steps")
-                temperature = gr.Slider(*RANGES["Temperature"], usual.temperature, step=0.05, label="Temperature")
+                steps = gr.Slider(*ranges["Steps"], usual.num_inference_steps, step=1, label="Steps")
+                temperature = gr.Slider(*ranges["Temperature"], usual.temperature, step=0.05, label="Temperature")
                 with gr.Accordion("Between two seeds", open=False):
                     second_seed = gr.Number(1, label="Second seed", minimum=0, step=1)
                     blend = gr.Slider(*RANGES["Blend"], 0, step=0.05, label="Blend", info=BLEND)

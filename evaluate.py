@@ -7,7 +7,8 @@ Writes `report.json` (its schema stands in `vq_ihdm.evaluation.report`), `report
 stand N, a 95 % interval, and what real images score at the same N. Some pictures show scans of real people: mind the
 data's terms before the folder is passed on. A pipeline in a local folder gets the report without these pictures as its
 `evaluation/`, from which publish.py takes the verdict, and a new card: but not where it was trained on other data than
---dataset_name (your own scans, say, for a model that was published), which the report then tells.
+--dataset_name (your own scans, say, for a model that was published), which the report then tells, nor where it draws
+otherwise than it does unless told so.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from vq_ihdm.evaluation.features import load_networks
 from vq_ihdm.evaluation.image_sets import read_data_set, read_image_folder
 from vq_ihdm.evaluation.pipelines import evaluate_pipeline, tokenize
 from vq_ihdm.files import check_replaceable, replacing
-from vq_ihdm.hub.evaluated_data import evaluated_data, is_of, of_splits
+from vq_ihdm.hub.evaluated_data import drawn_otherwise, evaluated_data, is_of, of_splits
 from vq_ihdm.hub.model_card import write_model_card
 from vq_ihdm.hub.model_files import weights_digest
 from vq_ihdm.hub.record import own_record, read_record
@@ -70,6 +71,7 @@ def main() -> None:
     drawing = {name: getattr(args, name) for name in DRAWING if getattr(args, name) is not None}
     sampling = sampling_arguments(args)
     check_replaceable(args.output_dir, "report.json")
+    record, published = None, None
     if args.images:
         for name in drawing | sampling:
             raise InputError(f"--{name} applies to --pipeline; the images of --images are made already")
@@ -80,7 +82,13 @@ def main() -> None:
     else:
         pipe = load_pipeline(args.pipeline).to(args.device)
         weights = weights_digest(pipeline_folder(args.pipeline))  # now: a training may replace them meanwhile
-        sampling = sampling_arguments(args, pipe)
+        sampling, record = sampling_arguments(args, pipe), read_record(args.pipeline)
+        folder = Path(args.pipeline)
+        if folder.is_dir() and not drawn_otherwise(sampling, folder):
+            published = folder / "evaluation"
+            check_replaceable(published, "report.json")
+            if published.resolve() in args.output_dir.resolve().parents:
+                raise InputError(f"{published} is replaced as a whole; name an --output_dir outside")
 
     reading = {name: getattr(args, name) for name in ("image_column", "resolution", "center_crop")}
     training, held_out = read_data_set(args.dataset_name, args.split.split("+") if args.split else None, **reading)
@@ -93,21 +101,19 @@ def main() -> None:
     about = report.about | {"data": evaluated_data(args.dataset_name, training, held_out)}
     if args.pipeline:
         about["weights"] = weights
-    record = read_record(args.pipeline) if args.pipeline else None
     if record is not None and not is_of(about["data"], record["data"]):
         about["trained_on"] = of_splits(record["data"])
+        published = None
     report = replace(report, about=about)
 
-    is_local = args.pipeline and Path(args.pipeline).is_dir() and "trained_on" not in about
-    published = Path(args.pipeline) / "evaluation" if is_local else None
     if published is None or args.output_dir.resolve() != published.resolve():
-        with replacing(args.output_dir) as folder:
-            report.save(folder, scans=True)
+        with replacing(args.output_dir) as temporary:
+            report.save(temporary, scans=True)
     if published is not None:
-        with replacing(published) as folder:
-            report.save(folder, scans=False)
-        if own_record(Path(args.pipeline)) is not None:
-            write_model_card(Path(args.pipeline))
+        with replacing(published) as temporary:
+            report.save(temporary, scans=False)
+        if own_record(folder) is not None:
+            write_model_card(folder)
     kid = report.figure("kid")
     print(f"KID {kid.generated.value:.4f} (real images: {kid.floor.value:.4f}), N = {kid.generated.num_images}")
     print(f"memorisation audit: {'failed' if report.audit.failures else 'passed'}")

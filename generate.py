@@ -241,7 +241,7 @@ def begin_set(args: argparse.Namespace, provenance: Provenance) -> "ShardUpload 
     folder = pipeline_folder(args.pipeline)
     if args.push_to_hub is not None:
         overruled = [name for name in ("unevaluated", "failed_audit") if getattr(args, f"allow_{name}")]
-        refuse_drawn(folder, overruled)
+        refuse_drawn(folder, overruled, provenance.sampling)
     write_images_card(args.output_dir, provenance, folder, args.num_images)
     return ShardUpload(args.output_dir, args.push_to_hub, args.private) if args.push_to_hub is not None else None
 

@@ -5,9 +5,10 @@
     python publish.py data/oasis --repo_id account/oasis-slices
 
 The repository is private unless --no-private is given, and changes in a single commit or not at all. A model's card is
-written anew from the folder's records, and whatever this package did not write there stays where it is. Refused, unless
-an option says otherwise: images, or a prior made of blurred training images, of a data set that must not be passed on;
-a model that was not evaluated on the data it was trained on; one whose memorisation audit failed.
+written anew from the folder's records, and whatever this package did not write into the folder is not uploaded; what an
+existing repository holds beside is removed, and stays in its history. Refused, unless an option says otherwise: images,
+or a prior made of blurred training images, of a data set that must not be passed on; a model that was not evaluated on
+the data it was trained on, drawn as it draws unless told otherwise; one whose memorisation audit failed.
 """
 
 import argparse

@@ -24,6 +24,8 @@ class InstalledPipeline(StandalonePipeline):
     In exported code `StandalonePipeline` takes its place (see `travelling_code.py`).
     """
 
+    loaded_from: Path | None = None  # the folder, for what lies in it beside the weights
+
     @classmethod
     def from_pretrained(
         cls,
@@ -42,8 +44,9 @@ class InstalledPipeline(StandalonePipeline):
                 `default` that of all others. `dtype`, its newer name, is understood too.
             variant: of the weights' files, such as `fp16`, for every network that was saved as one.
             use_safetensors: only True.
-            kwargs: components to be used instead of the stored ones, by name; and `revision`, `token`, `cache_dir`,
-                `local_files_only` and `force_download`, where a repository is downloaded.
+            kwargs: components to be used instead of the stored ones, by name; `revision`, `token`, `cache_dir`,
+                `local_files_only` and `force_download`, where a repository is downloaded; and `trust_remote_code`,
+                which changes nothing.
 
         Raises:
             ValueError: a component cannot be read, is incomplete or not finite, or does not belong to the others;
@@ -54,6 +57,7 @@ class InstalledPipeline(StandalonePipeline):
         dtypes = cls.dtypes_by_name(kwargs.pop("dtype", torch_dtype))
         given = {name: kwargs.pop(name) for name in cls.COMPONENTS if name in kwargs}
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+        kwargs.pop("trust_remote_code", None)
         if kwargs:
             raise TypeError(f"{cls.__name__}.from_pretrained takes no {', '.join(kwargs)}")
         if not use_safetensors:
@@ -75,6 +79,7 @@ class InstalledPipeline(StandalonePipeline):
             components[name] = load_component(component, folder / name, **options)
         pipeline = cls(**components)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        pipeline.loaded_from = folder.resolve()
         return pipeline
 
     @classmethod
@@ -106,8 +111,7 @@ class InstalledPipeline(StandalonePipeline):
         if components.keys() != cls.COMPONENTS.keys():
             raise ValueError(f"a {cls.__name__} is made of {', '.join(cls.COMPONENTS)}, not {', '.join(components)}")
         made = cls(**components)
-        if "_name_or_path" in pipeline.config:
-            made.register_to_config(_name_or_path=pipeline.config["_name_or_path"])
+        made.loaded_from = getattr(pipeline, "loaded_from", None)
         return made
 
     def save_pretrained(
@@ -144,8 +148,8 @@ class InstalledPipeline(StandalonePipeline):
         self.check_components()
         super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size)
         folder = Path(save_directory)
-        if "_name_or_path" in self.config:
-            carry_over(self.config["_name_or_path"], folder)
+        if self.loaded_from is not None:
+            carry_over(self.loaded_from, folder)
         if push_to_hub:
             upload(folder, repo_id or folder.name, private, token, commit_message)
 

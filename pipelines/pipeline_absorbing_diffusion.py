@@ -149,7 +149,7 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
     def _predict(self, code_indices, covariates, guidance_scale):
         """Logits (B, h, w, K)."""
         logits = self.denoiser(code_indices, covariates).logits
-        if guidance_scale == 1:
+        if guidance_scale == 1 or covariates.isnan().all():
             return logits
         unconditional = self.denoiser(code_indices).logits
         return unconditional + guidance_scale * (logits - unconditional)

@@ -83,4 +83,4 @@ class LatentDiffusionPipeline(TokenPipeline):
         embeddings = latents[..., :height, :width] / self.vqvae.config.scaling_factor
         # Under `enable_model_cpu_offload` the VQGAN comes to the device no earlier than `decode` is called.
         _, _, (_, _, code_indices) = self.vqvae.quantize(embeddings.to(self.vqvae.device, self.vqvae.dtype))
-        return code_indices.view(len(generators), height, width)
+        return code_indices.view(len(generators), height, width).to(device)

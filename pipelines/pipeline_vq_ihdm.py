@@ -168,7 +168,7 @@ class VQIHDMPipeline(TokenPipeline):
         for i, timestep in enumerate(self.scheduler.timesteps):
             known = code_indices != is_open
             logits = self.denoiser(sample, sigma, known=known, covariates=covariates).logits
-            if guidance_scale != 1:
+            if guidance_scale != 1 and not covariates.isnan().all():
                 unconditional = self.denoiser(sample, sigma, known=known).logits
                 logits = unconditional + guidance_scale * (logits - unconditional)
             sample, code_indices, _ = self.scheduler.step(

@@ -3,26 +3,21 @@
 import shutil
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-
 from ..errors import InputError
 from ..hub.checks import failed_checks
 from ..hub.model_files import AUDIT_INDEX, COMPANIONS, SCANS, own_files, weights_digest
 from ..uploading import HubRepository
 
 
-def carry_over(name_or_path: str, folder: Path) -> None:
-    """Copy the companions of a pipeline's weights from where it was loaded, unless the weights have changed."""
-    source, companions = Path(name_or_path), (*COMPANIONS, AUDIT_INDEX)
-    if not source.is_dir():
-        try:
-            needed = ["model_index.json", "*.safetensors", *companions]
-            source = Path(snapshot_download(name_or_path, allow_patterns=needed))
-        except (OSError, ValueError):  # no network, or a folder that is gone: the weights alone are saved
-            return
-    if source.resolve() == folder.resolve() or weights_digest(source) != weights_digest(folder):
+def carry_over(source: Path, folder: Path) -> None:
+    """Copy the companions of a pipeline's weights from the folder it was loaded from, unless the weights have changed.
+
+    A folder that is gone has none. The evaluation tells how it drew, and counts no longer where that has changed.
+    """
+    is_elsewhere = source.is_dir() and source.resolve() != folder.resolve()
+    if not is_elsewhere or weights_digest(source) != weights_digest(folder):
         return
-    for name in companions:
+    for name in (*COMPANIONS, AUDIT_INDEX):
         if (source / name).is_file():
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, folder / name)

@@ -243,9 +243,17 @@ def test_the_files_a_visitor_gets_say_that_they_are_synthetic(visitor: gradio_cl
 @pytest.mark.parametrize("name", ASKED)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, 2**64, None])
 def test_numbers_that_no_slider_gives_are_refused_in_a_sentence(name: str, value: float | None):
-    app.check(*ASKED.values())
+    app.check(app.RANGES, *ASKED.values())
     with pytest.raises(gradio.Error, match="must be a number from 0|must be a number from 1"):
-        app.check(*(ASKED | {name: value}).values())
+        app.check(app.RANGES, *(ASKED | {name: value}).values())
+
+
+def test_a_pipeline_that_draws_in_many_steps_has_a_page_that_takes_them():
+    usual = {"num_inference_steps": 20, "temperature": 2.0}
+    ranges = app.ranges_of(usual)
+    app.check(ranges, *(ASKED | {"steps": 20, "temperature": 2.0}).values())
+    assert ranges["Images"] == app.RANGES["Images"]
+    assert app.ranges_of({"num_inference_steps": 1, "temperature": 1.0}) == app.RANGES
 
 
 def test_a_caller_of_the_api_is_refused_too(visitor: gradio_client.Client):

@@ -140,6 +140,9 @@ def test_guidance_needs_a_second_evaluation_and_only_then(asked):
     arguments["generator"] = seeded()
     guided = asked(2, guidance_scale=5.0, **arguments).images
     assert len(calls) == 3 and not torch.equal(guided, plain)
+    # Nothing is known of states that were given without covariates: nothing to be guided by.
+    asked(2, guidance_scale=5.0, sample=torch.zeros(2, CODE_DIM, HEIGHT, WIDTH), generator=seeded())
+    assert len(calls) == 4
     hook.remove()
     # At 0 nothing of what is asked reaches the denoiser.
     sample = torch.randn(2, CODE_DIM, HEIGHT, WIDTH, generator=seeded())

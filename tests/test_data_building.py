@@ -108,9 +108,13 @@ def test_no_share_no_split(slices: Path, tmp_path: Path):
 
 
 def test_salt_hides_subjects_and_leaves_the_split_alone(slices: Path, tmp_path: Path):
+    def digest() -> str:
+        return json.loads((tmp_path / "set" / "vq_ihdm.json").read_text())["digest"]
+
     first = build(slices, tmp_path / "set")
+    told = digest()
     second = build(slices, tmp_path / "set", "--salt_file", tmp_path / "other")
-    assert split_of_images(first) == split_of_images(second)
+    assert split_of_images(first) == split_of_images(second) and digest() == told
     assert not set(first["train"]["subject"]) & set(second["train"]["subject"])
 
     salt = tmp_path / "set.salt"
@@ -123,6 +127,8 @@ def test_salt_hides_subjects_and_leaves_the_split_alone(slices: Path, tmp_path: 
             assert not [word for word in (b"person-", b"scan_of", b"private", b"secret", secret) if word in text]
     assert sorted(first["train"]["subject"]) == list(first["train"]["subject"])  # not in the order of the ids
 
+    build(slices, tmp_path / "set", "--seed", 1)  # as many slices of as many people, split otherwise
+    assert digest() != told
     kept = build(slices, tmp_path / "set", "--keep_subject_ids")
     assert all(re.fullmatch(r"person-\d\d", subject) for subject in kept["test"]["subject"])
 

@@ -308,6 +308,14 @@ def test_a_pipeline_may_be_compared_with_data_it_was_not_trained_on(pipeline_fol
     assert "trained_on" not in own and own["weights"] == read_record(model)["weights"]
     assert "unevaluated" not in failed_checks(model)
 
+    # Drawn otherwise it is no evaluation of the model, and what the model has stays.
+    before = (model / "evaluation" / "report.json").read_bytes()
+    run_script("evaluate.py", *flags, "--temperature", 0.5)
+    assert json.loads((out / "report.json").read_text())["generated"]["temperature"] == 0.5
+    assert (model / "evaluation" / "report.json").read_bytes() == before
+    inside = (*flags[:-1], model / "evaluation" / "full")
+    assert "is replaced as a whole; name an --output_dir outside" in refusal(run_script, "evaluate.py", *inside)
+
 
 def test_a_tokenizer_without_a_vqgan_is_refused_before_anything_is_measured(tmp_path):
     images = write_folder(tmp_path / "images", people(20, 1).images)

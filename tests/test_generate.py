@@ -22,7 +22,7 @@ from hub_fixtures import evaluate, fitted_prior, record, restricted
 from PIL import Image
 
 import generate as generate_script
-from vq_ihdm import GANPipeline, VQIHDMPipeline
+from vq_ihdm import GANPipeline, VQIHDMPipeline, load_pipeline
 from vq_ihdm.baselines.stacks import LatentDecoder
 from vq_ihdm.errors import InputError
 from vq_ihdm.evaluation.image_sets import read_image_folder
@@ -371,13 +371,23 @@ def test_images_of_a_model_without_a_passed_audit_are_not_pushed(generate, descr
     assert not any((tmp_path / "images").glob("data/*"))
 
 
+def test_images_that_were_drawn_otherwise_than_those_evaluated_are_not_pushed(generate, described_pipeline, tmp_path):
+    colder = (*SHARD_FLAGS, "--temperature", 0)
+    said = refusal(generate, *colder, "--push_to_hub", "name", pipeline=described_pipeline)
+    assert "and not with --temperature 0: leave them out, or --allow_unevaluated" in said
+    usual = load_pipeline(described_pipeline).scheduler.config.temperature
+    refuse_drawn(described_pipeline, [], {"temperature": usual, "guidance_scale": 1.0})
+    card = (generate(*colder, pipeline=described_pipeline) / "README.md").read_text()
+    assert "These images were drawn otherwise than those that were audited" in card
+
+
 @pytest.mark.parametrize("kind", ["slice", "images"])
 def test_images_drawn_from_blurred_scans_are_not_pushed_where_these_are_restricted(
     generate, described_pipeline, tmp_path, kind
 ):
     model = Path(shutil.copytree(described_pipeline, tmp_path / "model"))
     restricted(model)
-    refuse_drawn(model, [])  # of a mixture
+    refuse_drawn(model, [], {})  # of a mixture
     fitted_prior(kind).save_pretrained(model / "prior")
     restricted(model)
     said = refusal(generate, *SHARD_FLAGS, "--push_to_hub", "name", pipeline=model)

@@ -5,6 +5,7 @@ import inspect
 import json
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 import transformers
 import yaml
 from conftest import ROOT, tiny_vq_ihdm
+from hub_fixtures import record
 from huggingface_hub import SpaceCard
 from notebook import run_notebook
 
@@ -31,6 +33,37 @@ def test_offloading_goes_through_every_component_and_changes_nothing(pipeline):
     assert torch.equal(draw(pipeline), expected)
     assert torch.equal(draw(pipeline), expected)  # and once more, after the hooks were set anew
     pipeline.encode_images(expected)
+
+
+def test_remote_code_may_be_trusted_where_none_is_run(pipeline_folder: Path, pipeline):
+    trusting = VQIHDMPipeline.from_pretrained(pipeline_folder, trust_remote_code=True)
+    trusting.set_progress_bar_config(disable=True)
+    assert torch.equal(draw(trusting), draw(pipeline))
+
+
+def test_saving_leaves_alone_what_else_lies_in_the_folder(pipeline, tmp_path: Path):
+    others = {
+        "notes.json": "[1, 2]",
+        "other model/config.json": '{"_name_or_path": "elsewhere"}',
+        "lines.json": "{}\n{}",
+    }
+    (tmp_path / "other model").mkdir()
+    for name, text in others.items():
+        (tmp_path / name).write_text(text)
+    pipeline.save_pretrained(tmp_path)
+    assert {name: (tmp_path / name).read_text() for name in others} == others
+
+
+def test_the_card_follows_wherever_the_current_folder_is(
+    pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    record(Path(shutil.copytree(pipeline_folder, tmp_path / "model")))
+    monkeypatch.chdir(tmp_path)
+    loaded = VQIHDMPipeline.from_pretrained("model")
+    monkeypatch.chdir("/")
+    for pipe, name in ((loaded, "saved"), (VQIHDMPipeline.from_pipe(loaded), "saved again")):
+        pipe.save_pretrained(tmp_path / name)
+        assert (tmp_path / name / "training.json").read_text() == (tmp_path / "model" / "training.json").read_text()
 
 
 def test_to_moves_and_casts_every_network(pipeline):

@@ -272,7 +272,7 @@ def test_another_selection_of_the_same_people_is_told():
         return describe_earlier({"data": datas[-1], "stages": [{"data": of_stage(data)} for data in datas]})
 
     assert "people held out here may have been seen" in told("a", "b")
-    assert told("a", "a") == told(None, "b") == ""
+    assert told("a", "a") == told(None, "b") == told("b", None) == told("a", None, "a") == ""
 
 
 def test_the_size_that_images_were_brought_to(template_set: Path):

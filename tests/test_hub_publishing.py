@@ -47,6 +47,12 @@ def with_other_weights(folder: Path) -> None:
     record(folder)
 
 
+def with_other_defaults(folder: Path, **defaults: float) -> None:
+    """Let the scheduler draw in another way than it did for the evaluation, which took one step."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | defaults))
+
+
 def with_picture(folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"pixels")
     restricted(folder)
@@ -79,6 +85,9 @@ def with_prior(folder: Path, kind: str) -> None:
         (lambda folder: without("data", folder), "unevaluated"),
         (lambda folder: without("weights", folder), "unevaluated"),
         (with_other_weights, "unevaluated"),
+        (lambda folder: record(folder, digest="of another set with the same counts"), None),  # the report has none
+        (lambda folder: with_other_defaults(folder, num_inference_steps=1, delta=0.3), None),
+        (lambda folder: with_other_defaults(folder, num_inference_steps=7), "unevaluated"),
         (memorising, "failed_audit"),
     ],
 )
@@ -143,6 +152,9 @@ def test_splits_that_were_measured_together_are_of_the_data_they_are_in():
     data = DATA | {"splits": DATA["splits"] | {"test": {"slices": 20, "subjects": 5}}}
     assert is_of(measured("validation+test", 36, 9), data) and is_of(measured("test", 20, 5), data)
     assert not is_of(measured("validation+test", 36, 8), data) and not is_of(measured("other", 20, 5), data)
+    split_otherwise = measured("test", 20, 5) | {"digest": "b"}
+    assert is_of(split_otherwise, data) and is_of(split_otherwise, data | {"digest": "b"})
+    assert not is_of(split_otherwise, data | {"digest": "a"})
 
 
 def test_only_what_the_package_writes_is_published(model: Path, tmp_path: Path):
@@ -169,6 +181,10 @@ def test_only_what_the_package_writes_is_published(model: Path, tmp_path: Path):
 
 def test_images_that_must_not_be_passed_on_are_not_published(template_set: Path, tmp_path: Path):
     assert failed_checks(template_set) == {}
+    without_card = Path(shutil.copytree(template_set, tmp_path / "without_card"))
+    (without_card / "README.md").unlink()
+    with pytest.raises(InputError, match=r"has lost its README\.md"):
+        publish(without_card, "account/name")
     data = Path(shutil.copytree(template_set, tmp_path / "data"))
     facts = json.loads((data / "vq_ihdm.json").read_text()) | {"source": "ADNI", "redistribution": False}
     (data / "vq_ihdm.json").write_text(json.dumps(facts))

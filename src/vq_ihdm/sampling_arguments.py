@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from .arguments import non_negative_float, positive_int, positive_probability
 from .errors import InputError
 
-SAMPLING = ("num_inference_steps", "temperature", "top_p")
+SAMPLING = ("num_inference_steps", "temperature", "top_p", "guidance_scale")
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +18,11 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num_inference_steps", type=positive_int, help="network evaluations an image")
     group.add_argument("--temperature", type=non_negative_float, help="0 takes the most likely code")
     group.add_argument("--top_p", type=positive_probability, help="among the likeliest codes of so much probability")
+    group.add_argument(
+        "--guidance_scale",
+        type=non_negative_float,
+        help="above 1 images keep closer to the covariates asked for, at twice the evaluations",
+    )
 
 
 def sampling_arguments(args: argparse.Namespace, pipeline: DiffusionPipeline | None = None) -> dict[str, Any]:

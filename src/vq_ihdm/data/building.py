@@ -255,14 +255,17 @@ def build_set(
     split_of = split_subjects(strata, args.split, args.seed)
     report = args.output_dir.with_name(args.output_dir.name + ".left_out.csv")
 
-    counts, digest = {}, hashlib.sha256()  # the digest takes in all that is published
+    # One digest takes in all that is published; the other tells contents apart, whatever pseudonyms they were given.
+    counts, published_digest, contents = {}, hashlib.sha256(), []
 
     def published_rows(subject: str) -> list[dict[str, Any]]:
         rows = [{**row, "subject": published[subject]} for row in rows_of(subject)]
         rows = [{**row, "slice_level": level} for row, level in zip(rows, slice_levels(rows), strict=True)]
         for row in rows:
-            values = [row[column] for column in features if column != "image"]
-            digest.update(row["image"] + f"{split_of[subject]} {values}".encode())
+            values = [row[column] for column in features if column not in ("image", "subject")]
+            content = row["image"] + f"{split_of[subject]} {values}".encode()
+            contents.append(hashlib.sha256(content).digest())
+            published_digest.update(content + row["subject"].encode())
         return rows
 
     with (
@@ -285,8 +288,9 @@ def build_set(
                 counts[split] = {"subjects": len(slices), "slices": slices.total()}
         # `load_dataset` finds its cached copy by the folder's last name and the card, not by the files' content: a
         # digest in their names, which the card gives, keeps sets of the same name and columns apart.
+        version = published_digest.hexdigest()[:16]
         for path in (folder / "data").iterdir():
-            path.rename(path.with_stem(f"{path.stem}-{digest.hexdigest()[:16]}"))
+            path.rename(path.with_stem(f"{path.stem}-{version}"))
         facts = {
             "spacing_mm": [float(mm) for mm in spacing_mm],
             "image_size": list(args.image_size),
@@ -297,11 +301,11 @@ def build_set(
             "template": not source.people,
             "splits": counts,
             "preparation": {name: str(value) for name, value in settings.items()},
-            "digest": digest.hexdigest()[:16],
+            "digest": hashlib.sha256(b"".join(sorted(contents))).hexdigest()[:16],
         }
         (folder / "vq_ihdm.json").write_text(json.dumps(facts, indent=2) + "\n")
         choices = {"seed": args.seed, "shares of the splits": args.split, "inputs": str(rejections)}
-        write_data_card(folder, source, features, facts, {**settings, **choices})
+        write_data_card(folder, source, features, facts, {**settings, **choices}, version)
     for split, count in counts.items():
         print(f"{split}: {count['slices']} slices of {count['subjects']} subjects")
     rejections.write(report)

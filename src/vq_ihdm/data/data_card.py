@@ -13,19 +13,20 @@ if TYPE_CHECKING:
 
 
 def write_data_card(
-    folder: Path, source: Source, features: "Features", facts: Mapping[str, Any], settings: dict
+    folder: Path, source: Source, features: "Features", facts: Mapping[str, Any], settings: dict, version: str
 ) -> None:
     """Write `folder/README.md`: YAML the Hub reads, then what the set is, how it was made, its counts and limits.
 
     Args:
         facts: the content of `vq_ihdm.json`.
         settings: options of the build, shown as they are; must hold no path and no id.
+        version: how the names of the parquet files end.
     """
     from datasets import DatasetInfo  # `size_category` is read where `datasets` may not be installed
     from datasets.info import DatasetInfosDict
 
     counts = facts["splits"]
-    files = [{"split": split, "path": f"data/{split}-*-{facts['digest']}.parquet"} for split in counts]
+    files = [{"split": split, "path": f"data/{split}-*-{version}.parquet"} for split in counts]
     data = DatasetCardData(
         pretty_name=f"{source.name}: axial brain slices",
         license=source.licence,

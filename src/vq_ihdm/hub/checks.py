@@ -2,11 +2,12 @@
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 from ..files import read_json
 from .audit import audit_failures
-from .evaluated_data import own_report, read_report
+from .evaluated_data import drawn_otherwise, own_report, read_report
 from .model_files import SCANS, holds_training_images, system_of
 from .record import DATA_FACTS, RECORD, own_record
 
@@ -26,13 +27,24 @@ def refuse(folder: Path, allow: Collection[str]) -> None:
             raise InputError(f"{sentence}; --allow_{option} publishes it all the same")
 
 
-def refuse_drawn(folder: Path, allow: Collection[str]) -> None:
+def refuse_drawn(folder: Path, allow: Collection[str], sampling: dict[str, Any]) -> None:
     """As `refuse`, for images that the pipeline in `folder` drew: its own pictures and weights stay where they are.
 
+    Args:
+        sampling: what the pipeline was told, beside how many images and which seed.
+
     Raises:
-        InputError: a check failed, or images are drawn from blurred training images that must not be passed on.
+        InputError: a check failed; images were drawn otherwise than those that were evaluated, which counts as
+            `unevaluated`; or they are drawn from blurred training images that must not be passed on.
     """
     refuse(folder, ["restricted_images", *allow])
+    otherwise = drawn_otherwise(sampling, folder)
+    if otherwise and "unevaluated" not in allow:
+        flags = ", ".join(f"--{name} {value:g}" for name, value in otherwise.items())
+        raise InputError(
+            f"{folder} was evaluated as it draws unless told otherwise, and not with {flags}: leave them out, or "
+            "--allow_unevaluated publishes the images all the same"
+        )
     data = own_record(folder)["data"]
     if holds_training_images(folder) and not data["redistribution"]:
         raise InputError(
@@ -53,6 +65,8 @@ def failed_checks(folder: Path, name: str | None = None) -> dict[str, str]:
     name, remedy = name or str(folder), f"run evaluate.py --pipeline {'FOLDER' if name else folder}"
     if is_data_set(folder):
         facts = read_json(folder / DATA_FACTS)
+        if not (folder / "README.md").is_file():
+            raise InputError(f"{name} has lost its README.md, by which the Hub finds its splits; build the set again")
         if facts["redistribution"]:
             return {}
         return {"restricted_images": f"{name} holds images of {facts['source']}, which must not be passed on"}
@@ -80,8 +94,8 @@ def failed_checks(folder: Path, name: str | None = None) -> dict[str, str]:
             found["unevaluated"] = f"{name} was not evaluated; {remedy}"
         elif own_report(folder, record["data"]) is None:
             found["unevaluated"] = (
-                f"evaluation/report.json of {name} is not known to be of its weights and of the data that {RECORD} "
-                f"names; {remedy} with them as --dataset_name"
+                f"evaluation/report.json of {name} is not known to be of its weights, of how it draws unless told "
+                f"otherwise and of the data that {RECORD} names; {remedy} with them as --dataset_name"
             )
         if report is not None and (failures := audit_failures(report)):
             found["failed_audit"] = f"the memorisation audit of {name} failed ({' '.join(failures)})"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import read_json
+from ..sampling_arguments import SAMPLING
 from .model_files import weights_digest
 from .record import data_facts
 
@@ -16,18 +17,23 @@ if TYPE_CHECKING:
 
 
 def evaluated_data(dataset_name: str, *sides: "ImageSet") -> dict[str, Any]:
-    """The `data` of a report: source, and counts of the splits of the real images, as a training's record has them."""
+    """The `data` of a report: source, digest where the set has one, and counts of the splits of the real images, as a
+    training's record has them."""
     return of_splits(data_facts(dataset_name, {side.name: side.split for side in sides}))
 
 
 def of_splits(facts: dict[str, Any]) -> dict[str, Any]:
-    return {name: facts[name] for name in ("source", "splits")}
+    return {name: facts[name] for name in ("source", "splits", "digest") if name in facts}
 
 
 def is_of(evaluated: dict[str, Any], data: dict[str, Any]) -> bool:
-    """Whether the splits of an evaluation, of which `a+b` is two, are of the `data` of a training's record."""
+    """Whether the splits of an evaluation, of which `a+b` is two, are of the `data` of a training's record.
+
+    Counts alone would not tell a set that was split otherwise, or whose slices were made otherwise.
+    """
     splits, empty = data["splits"], {"slices": 0, "subjects": 0}
-    return evaluated["source"] == data["source"] and all(
+    digests = {facts["digest"] for facts in (evaluated, data) if "digest" in facts}
+    return (evaluated["source"], len(digests) <= 1) == (data["source"], True) and all(
         counts == {key: sum(splits.get(part, empty).get(key, 0) for part in name.split("+")) for key in empty}
         for name, counts in evaluated["splits"].items()
     )
@@ -44,11 +50,27 @@ def read_report(folder: Path) -> dict[str, Any] | None:
 
 
 def own_report(folder: Path, data: dict[str, Any]) -> dict[str, Any] | None:
-    """The report beside a model's weights, if it is of them and of the `data` of their record.
+    """The report beside a model's weights, if it is of them, of the `data` of their record and of how they draw.
 
     Else None, as without a report. One that does not tell its weights or its data is of an earlier version.
     """
     report = read_report(folder)
     if report is None or "data" not in report or not is_of(report["data"], data):
         return None
+    usual = usual_sampling(folder)
+    if any(value != usual.get(name, value) for name, value in report["generated"].items()):
+        return None
     return report if report.get("weights") == weights_digest(folder) else None
+
+
+def usual_sampling(folder: Path) -> dict[str, float]:
+    """How the pipeline in a folder draws codes unless told otherwise, as far as its scheduler says it."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    config = {"guidance_scale": 1.0} | (read_json(file) if file.is_file() else {})
+    return {name: config[name] for name in SAMPLING if name in config}
+
+
+def drawn_otherwise(sampling: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Those arguments of a pipeline's call by which it draws codes otherwise than unless told so."""
+    usual = usual_sampling(folder)
+    return {name: sampling[name] for name in SAMPLING if name in sampling and sampling[name] != usual.get(name)}

@@ -275,9 +275,8 @@ def describe_earlier(record: dict[str, Any]) -> str:
     earlier = [stage["data"] for stage in record["stages"] if "data" in stage]
     if others := sorted({entry["source"] for entry in earlier} - {data["source"]}):
         sentences.append(f" Earlier trainings learnt from other data: {', '.join(others)}.")
-    if any(
-        e["source"] == data["source"] and e.get("digest", data.get("digest")) != data.get("digest") for e in earlier
-    ):
+    same_source = [entry for entry in [data, *earlier] if entry["source"] == data["source"]]
+    if len({entry["digest"] for entry in same_source if "digest" in entry}) > 1:
         sentences.append(
             f" An earlier training learnt from another selection of {data['source']}: where that was split otherwise, "
             "people held out here may have been seen."

@@ -10,7 +10,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from ..data.data_card import size_category
 from ..files import replacing
-from ..hub.evaluated_data import own_report
+from ..hub.evaluated_data import drawn_otherwise, own_report
 from ..hub.model_card import describe_audit, describe_terms
 from ..hub.record import read_record
 from .provenance import Provenance
@@ -38,6 +38,9 @@ def write_images_card(folder: Path, provenance: Provenance, pipeline: Path, num_
     if record is not None:
         terms = f"The model was trained on {record['data']['source']}, whose terms hold for what it draws. "
         terms += describe_terms(record)
+    audit = describe_audit(own_report(pipeline, record["data"]) if record else None, provenance.pipeline)
+    if drawn_otherwise(provenance.sampling, pipeline):
+        audit = f"**These images were drawn otherwise than those that were audited.**\n\n{audit}"
     text = f"""---
 {data.to_yaml()}
 ---
@@ -75,7 +78,7 @@ Made by `generate.py` of vq-ihdm; the versions of the libraries stand in `manife
 
 ## Memorisation audit of the model
 
-{describe_audit(own_report(pipeline, record["data"]) if record else None, provenance.pipeline)}
+{audit}
 
 ## Terms
 
