@@ -92,11 +92,13 @@ def test_table_1_has_every_system_and_goes_on_where_it_was_killed(benchmark, tmp
     assert "| 38.57 | 36 | 1.84 |" in page and "real training images (floor)" in page
 
     shutil.rmtree(tmp_path / "work" / "systems" / "wgan")
-    shutil.rmtree(tmp_path / "work" / "ccegan")  # measured: its training is not needed any more
+    for measured in ("ccegan", "absorbing", "vq_ihdm"):  # their trainings are not needed any more
+        shutil.rmtree(tmp_path / "work" / measured)
     kept = (tmp_path / "work" / "systems" / "vq_ihdm" / "row.json").read_bytes()
     said, results = benchmark("table1.py", "--budget_images", 16)
     assert "WGAN: FID" in said and "CCE-GAN: FID" not in said
-    assert not (tmp_path / "work" / "ccegan").exists()
+    assert not any((tmp_path / "work" / measured).exists() for measured in ("ccegan", "absorbing", "vq_ihdm"))
+    assert Image.open(results / "table2.png").size == (6 * 34 - 2, 32)
     assert (tmp_path / "work" / "systems" / "vq_ihdm" / "row.json").read_bytes() == kept
     with pytest.raises(SystemExit, match="holds a run with --budget_images 16, this one has 60; name a new"):
         benchmark("table1.py", "--budget_images", 60)
