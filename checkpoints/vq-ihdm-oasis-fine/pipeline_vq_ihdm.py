@@ -115,7 +115,8 @@ class StandalonePipeline(DiffusionPipeline):
         """Write `model_index.json`, the last step of saving, and the code of whatever is not part of a library."""
         super().save_config(save_directory, push_to_hub, **kwargs)
         folder = Path(save_directory)
-        for config in folder.rglob("*.json"):  # where a pipeline was loaded from is nobody's business
+        configs = [file for name in self.COMPONENTS for file in (folder / name).glob("*config.json")]
+        for config in [folder / self.config_name, *configs]:  # where it was loaded from is nobody's business
             content = json.loads(config.read_text())
             if content.pop("_name_or_path", None) is not None:
                 config.write_text(json.dumps(content, indent=2) + "\n")
@@ -425,7 +426,7 @@ class VQIHDMPipeline(TokenPipeline):
         for i, timestep in enumerate(self.scheduler.timesteps):
             known = code_indices != is_open
             logits = self.denoiser(sample, sigma, known=known, covariates=covariates).logits
-            if guidance_scale != 1:
+            if guidance_scale != 1 and not covariates.isnan().all():
                 unconditional = self.denoiser(sample, sigma, known=known).logits
                 logits = unconditional + guidance_scale * (logits - unconditional)
             sample, code_indices, _ = self.scheduler.step(
