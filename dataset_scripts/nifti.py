@@ -8,9 +8,9 @@
         --output_dir data/oasis1
 
 Subjects are recognised by BIDS names (`sub-01`), by the preset's ids, by `--subject_pattern`, or else each file is a
-subject. Of a subject's scans of the wanted `--series` the first usable one is taken: the earliest visit, within it the
-last run or the highest ADNI image id, then by name. Masks, `derivatives` and `sourcedata` are passed over. What was
-left out is listed, with the reason, in OUTPUT_DIR.left_out.csv.
+subject, which the script then says. Of a subject's scans of the wanted `--series` the first usable one is taken: the
+earliest visit, within it the last run or the highest ADNI image id, then by name. Masks, `derivatives` and `sourcedata`
+are passed over. What was left out is listed, with the reason, in OUTPUT_DIR.left_out.csv.
 
 Covariates come from `--table` or from INPUT_DIR/participants.tsv. Every volume is resampled to `--voxel_size` and
 centred on the head. Finished volumes are kept in OUTPUT_DIR.work until the set is complete: start an interrupted build
@@ -41,7 +41,7 @@ from vq_ihdm.data.building import (
     check_build_arguments,
 )
 from vq_ihdm.data.covariates import CovariateTable, stratum
-from vq_ihdm.data.scans import Scan, find_scans, preference, select_scans
+from vq_ihdm.data.scans import Scan, find_scans, preference, select_scans, stem
 from vq_ihdm.data.sources import ADNI, IXI, OASIS1, OWN, Source, with_licence
 from vq_ihdm.data.volumes import SliceSettings, prepare_volume
 from vq_ihdm.errors import InputError, naming, run
@@ -214,11 +214,12 @@ def prepare_subjects(
     return usable
 
 
-def card_settings(args: argparse.Namespace, settings: SliceSettings, series: str) -> dict[str, Any]:
-    """How the images were made, for the card."""
+def card_settings(args: argparse.Namespace, settings: SliceSettings, series: str, unnamed: int) -> dict[str, Any]:
+    """How the images were made, for the card; `unnamed`: how many scans tell no subject."""
     return {
         "scans": f"series {series!r}, " * bool(series)
         + ("every scan of a subject" if args.all_scans else "one a subject: the earliest visit, the last run of it"),
+        **({"subjects": f"{unnamed} scans that tell none count as a person each"} if unnamed else {}),
         "orientation": "anterior up, the subject's left on the left, centred on the head",
         "voxel size": f"{args.voxel_size:g} mm, linear interpolation",
         "slices": (
@@ -240,9 +241,15 @@ def main() -> None:
     scans = find_scans(args.input_dir, preset.subject, preset.required, rejections)
     table_path = args.table or args.input_dir / "participants.tsv"
     table = CovariateTable(table_path, preset.subject) if args.table or table_path.exists() else None
-    if not preset.series:  # in a BIDS tree T1w is meant
-        scans = [scan for scan in scans if "_T1w." in scan.name] or scans
-    scans = select_scans(scans, preset.series, table, rejections)
+    series = preset.series
+    if not series and any("_T1w." in scan.name for scan in scans):  # a BIDS tree: T1w is meant
+        series = r"_T1w\."
+    scans = select_scans(scans, series, table, rejections)
+    if unnamed := sum(scan.subject == stem(scan.name) for scan in scans):
+        print(
+            f"{unnamed} of {len(scans)} scans have no subject id in their paths: each counts as a person of its own. "
+            "Where two show the same person, tell whose they are with --subject_pattern."
+        )
     rows = rows_of_scans(scans, table, rejections)
     subjects = {}
     for scan in sorted(rows, key=lambda scan: (scan.subject, preference(scan))):
@@ -267,7 +274,7 @@ def main() -> None:
             {**({"scan": Value("int32")} if args.all_scans else {}), **(table.features if table else {})}
         ),
         spacing_mm=[args.voxel_size] * 2,
-        settings=card_settings(args, settings, preset.series),
+        settings=card_settings(args, settings, series, unnamed),
         rejections=rejections,
     )
     shutil.rmtree(work)

@@ -261,6 +261,14 @@ def test_a_folder_that_is_no_set_is_not_replaced(slices: Path, tmp_path: Path):
     assert (slices / "slices.csv").exists()
 
 
+def test_spaces_make_no_other_subject(slices: Path, tmp_path: Path):
+    table = slices / "slices.csv"
+    table.write_text(re.sub("(person-[0-9]+),1", r" \1 ,1", table.read_text()))
+    splits = build(slices, tmp_path / "set", "--keep_subject_ids")
+    people = [set(splits[name]["subject"]) for name in splits]
+    assert sum(map(len, people)) == NUM_SUBJECTS and all(name == name.strip() for side in people for name in side)
+
+
 @pytest.mark.parametrize(("old", "new"), [("subject", "who"), ("person-03", ""), (",1,", ",one,")])
 def test_incomplete_table(slices: Path, tmp_path: Path, old: str, new: str):
     table = slices / "slices.csv"

@@ -159,6 +159,22 @@ def test_a_subject_in_two_splits_is_refused(template_set, tmp_path, both):
             load_slices(str(tmp_path / "set"))
 
 
+def test_spaces_make_no_other_subject(template_set, tmp_path):
+    built = load_dataset(str(template_set))
+    somebody = min(built["train"]["subject"])
+    theirs = built["train"].filter(lambda subject: subject == somebody, input_columns="subject")
+    spaced = theirs.map(lambda row: {"subject": row["subject"] + " "})
+    for name, split in {"train": built["train"], "validation": spaced}.items():
+        split.to_parquet(tmp_path / "set" / f"{name}.parquet")
+    with pytest.raises(InputError, match="1 subjects of .* stand both in train and in validation"):
+        load_slices(str(tmp_path / "set"))
+    (tmp_path / "set" / "validation.parquet").unlink()
+    concatenate_datasets([built["train"], spaced]).to_parquet(tmp_path / "set" / "train.parquet")
+    splits = load_slices(str(tmp_path / "set"))
+    sides = [{subject.strip() for subject in splits[name]["subject"]} for name in ("train", "validation")]
+    assert not sides[0] & sides[1]
+
+
 def test_a_plain_folder_needs_subjects(image_folder):
     with pytest.raises(InputError, match="no column 'subject'"):
         load_slices(None, image_folder(columns=("file_name",)))

@@ -15,7 +15,7 @@ from datasets import load_dataset
 from volume_helpers import adni_tree, bids_tree, distinct, oasis1_tree, save, volume
 
 from vq_ihdm.data.building import Rejections
-from vq_ihdm.data.scans import VOLUME_SUFFIXES, find_scans, preference, select_scans, volume_names
+from vq_ihdm.data.scans import SEGMENTATION, VOLUME_SUFFIXES, find_scans, preference, select_scans, volume_names
 from vq_ihdm.errors import InputError
 
 SMALL = ("--image_size", 32, "--voxel_size", 2, "--slices", "middle:2", "--split", 0.5, 0.25, 0.25)
@@ -112,10 +112,46 @@ def test_bids_takes_the_raw_t1w_of_the_first_session(bids: Path, tmp_path: Path)
         (f"{n:02d}", 60.0 + n, n % 2) for n in range(6)
     }
     report = left_out(tmp_path / "set")
-    chosen = {row["reason"].split()[0] for row in report}
+    others = [row["reason"] for row in report if "_T1w." not in row["input"]]
+    assert len(others) == 6 * 4 and all("--series" in reason or "mask" in reason for reason in others)
+    chosen = {row["reason"].split()[0] for row in report if "_T1w." in row["input"]}
     assert chosen == {f"sub-{n:02d}/ses-M00/anat/sub-{n:02d}_ses-M00_acq-mprage_run-2_T1w.nii.gz" for n in range(6)}
-    assert len(report) == 6 * 5
+    assert len(report) == 6 * 9
     assert not any("derivatives" in row["input"] or "sourcedata" in row["input"] for row in report)
+
+
+def test_one_t1w_among_others_leaves_nobody_out_unsaid(tmp_path: Path):
+    for number in range(4):
+        save(distinct(number), tmp_path / "scans" / f"sub-{number}_t1w.nii.gz")
+    save(distinct(4), tmp_path / "scans" / "sub-4_T1w.nii.gz")
+    save(distinct(5), tmp_path / "scans" / "sub-5_MPRAGE.nii.gz")
+    assert {row["subject"] for row in build(tmp_path / "scans", tmp_path / "set")} == set("01234")
+    (passed_over,) = left_out(tmp_path / "set")
+    assert passed_over["input"] == "sub-5_MPRAGE.nii.gz" and "--series" in passed_over["reason"]
+
+
+def test_scans_that_count_as_a_person_each_are_told(tmp_path: Path, capsys: pytest.CaptureFixture):
+    for number, name in enumerate(["P1_2019", "P1_2021", "P2_2019", "P3_2019", "P4_2019"]):
+        save(distinct(number), tmp_path / "scans" / f"{name}.nii.gz")
+    build(tmp_path / "scans", tmp_path / "set")
+    assert "5 of 5 scans have no subject id in their paths: each counts as a person" in capsys.readouterr().out
+    assert "5 scans that tell none count as a person each" in (tmp_path / "set" / "README.md").read_text()
+    build(tmp_path / "scans", tmp_path / "told", "--subject_pattern", "(P[0-9]+)_")
+    assert "each counts as a person" not in capsys.readouterr().out
+
+
+def test_which_names_are_those_of_segmentations():
+    for name in (
+        "sub-01_mask.nii",
+        "mri/brainmask.mgz",
+        "mri/aseg.mgz",
+        "aparc+aseg.mgz",
+        "x_labels.nii",
+        "wmparc.mgz",
+    ):
+        assert SEGMENTATION.search(name), name
+    for name in ("NeuroSeg/P01.nii.gz", "t88_masked_gfc.img", "unmasked.nii", "Massegu/scan.nii"):
+        assert not SEGMENTATION.search(name), name
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,21 @@ def test_what_splits_networks_is_refused(launched, name):
         launched(**{f"USE_{name}": "true"})
 
 
+def test_what_accelerate_would_do_otherwise_than_asked_is_refused(launched):
+    with pytest.raises(InputError, match="torch.compile is not supported; launch with --dynamo_backend no"):
+        launched(DYNAMO_BACKEND="INDUCTOR")
+    assert launched(DYNAMO_BACKEND="NO") == ("no", 1)
+    with pytest.raises(InputError, match="fp16 needs a GPU"):  # it would train in float32 and say fp16
+        launched("--mixed_precision", "fp16")
+
+
+def test_a_warmup_longer_than_the_training_is_told(launched, capsys: pytest.CaptureFixture):
+    launched("--lr_warmup_steps", "100", "--max_train_steps", "100")
+    assert "--lr_warmup_steps 100: the learning rate is not reached in --max_train_steps 100" in capsys.readouterr().out
+    launched("--lr_warmup_steps", "100", "--max_train_steps", "101")
+    assert "--lr_warmup_steps" not in capsys.readouterr().out
+
+
 def test_the_launcher_s_example_is_one_for_several_gpus():
     config = load_config_from_file(str(ROOT / "examples" / "accelerate_multi_gpu.yaml"))
     assert (config.distributed_type, config.num_processes, config.mixed_precision) == ("MULTI_GPU", 4, "bf16")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import CODE_DIM, NUM_CODES, tiny_vq_model
+from diffusers import VQModel
 
 from vq_ihdm.errors import InputError
 from vq_ihdm.vqgan.codebook import (
@@ -89,3 +90,9 @@ def test_a_loaded_model_is_the_saved_one_in_eval_mode(tmp_path):
     loaded = load_vq_model(tmp_path)
     assert not loaded.training
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_model_of_colours_is_refused_in_a_sentence(tmp_path):
+    VQModel(in_channels=3, out_channels=3, block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="is a VQModel of 3 channels, not of grey images"):
+        load_vq_model(tmp_path)

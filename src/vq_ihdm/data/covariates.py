@@ -54,16 +54,18 @@ MISSING = ["", "n/a", "N/A", "NA", "NaN", "nan"]
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A CSV or TSV file as text; its missing values become NA.
+    """A CSV or TSV file as text without the spaces around it; its missing values become NA.
 
     Raises:
         InputError: the file is not there or no table.
     """
     separator = "\t" if path.suffix == ".tsv" else ","
     try:
-        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, na_values=MISSING)
+        table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError):
         raise InputError(f"the table {path} cannot be read; pass a CSV file, or a .tsv file.") from None
+    table = table.apply(lambda column: column.str.strip())
+    return table.mask(table.isin(MISSING))
 
 
 def find_column(table: pd.DataFrame, names: tuple[str, ...]) -> str | None:

@@ -94,19 +94,21 @@ def _hold_out_subjects(train: Dataset, source: str) -> DatasetDict:
             f"{source} has no validation split and no column 'subject' to make one from; "
             "add a metadata.csv with file_name,subject"
         )
-    subjects = sorted(set(train["subject"]))
+    people = [str(subject).strip() for subject in train["subject"]]
+    subjects = sorted(set(people))
     if len(subjects) < 2:
         raise InputError(f"{source} has a single subject; a held-out measure needs at least two")
     held_out = set(subjects[::10])
-    rows = np.array([subject in held_out for subject in train["subject"]])
+    rows = np.array([subject in held_out for subject in people])
     return DatasetDict(train=train.select(np.flatnonzero(~rows)), validation=train.select(np.flatnonzero(rows)))
 
 
 def _check_subjects(splits: DatasetDict, source: str) -> None:
     """Held-out figures are worth nothing of people a model has seen, or was chosen by."""
-    known = {name: set(split["subject"]) for name, split in splits.items() if "subject" in split.column_names}
-    if any(None in subjects for subjects in known.values()):
+    told = {name: split["subject"] for name, split in splits.items() if "subject" in split.column_names}
+    if any(subject is None or not str(subject).strip() for subjects in told.values() for subject in subjects):
         raise InputError(f"{source} has images without a subject; give each one in its metadata.csv")
+    known = {name: {str(subject).strip() for subject in subjects} for name, subjects in told.items()}
     for one, other in combinations(known, 2):
         if shared := known[one] & known[other]:
             raise InputError(

@@ -15,7 +15,11 @@ from vq_ihdm.errors import InputError
 IMAGES = (".nii", ".img", ".mgz", ".mgh", ".mnc", ".brik", ".rec")
 VOLUME_SUFFIXES = tuple(image + packed for image in IMAGES for packed in ("", ".gz", ".bz2"))
 NOT_RAW = ("derivatives", "sourcedata")  # of a BIDS tree: what was computed from the scans, what they were made from
-SEGMENTATION = re.compile(r"(mask|seg|segmentation|label|parc)s?(?![a-z])", re.IGNORECASE)  # but "masked" is an image
+SEGMENTATION = re.compile(  # but "masked" is an image, and "NeuroSeg" a study
+    r"(?<![a-z])((brain|head|skull|tissue|lesion)?mask|(a|wm|brain|tissue|lesion)?seg|segmentation|label|(a|wm)?parc)s?"
+    r"(?![a-z])",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -148,8 +152,8 @@ def select_scans(scans: list[Scan], series: str, table: CovariateTable | None, r
             selected.append(replace(scan, date=scan.date or (image.date if image else "")))
     if not selected:
         raise InputError(
-            f"none of {len(scans)} volumes, such as {scans[0].path}, is an image of the series {series!r} that the "
-            "table lists, if it lists image ids; pass another --series or --table."
+            f"none of {len(scans)} volumes is an image of the series {series!r}; of {scans[-1].path}, for one, "
+            f"{rejections.rows[-1][-1]} Pass another --series or --table, or rename what is no segmentation."
         )
     named_by_file = {}
     for scan in selected:

@@ -66,6 +66,10 @@ def open_volume(path: Path) -> nib.spatialimages.SpatialImage:
     image = nib.load(path)
     if image.get_data_dtype().kind not in "iuf":
         raise InputError(f"holds {image.get_data_dtype()}, not grey values; convert it to float.")
+    if isinstance(image, nib.Nifti1Pair) and not (image.header["sform_code"] or image.header["qform_code"]):
+        raise InputError(
+            "does not say how the head lies in it (sform and qform codes 0); set one, or convert it again."
+        )
     shape, affine = image.shape, image.affine
     if len(shape) < 3 or 0 in shape or math.prod(shape[3:]) != 1:
         raise InputError(f"has the shape {shape}; extract one 3-D volume from it.")

@@ -33,14 +33,17 @@ def make_accelerator(args: argparse.Namespace) -> TimedAccelerator:
 
     Raises:
         InputError: the tracker's package is not installed (`accelerate` would go on without pictures and curves);
-            the launcher asks for FSDP or DeepSpeed, which split the networks that a checkpoint here holds whole; or
-            another run holds --output_dir.
+            the launcher asks for FSDP or DeepSpeed, which split the networks that a checkpoint here holds whole, or
+            for torch.compile, which renames their weights; fp16 without a GPU, where `accelerate` would train in
+            float32; or another run holds --output_dir.
     """
     if args.report_to != "none" and find_spec(args.report_to) is None:
         raise InputError(f"--report_to {args.report_to} needs that package: pip install {args.report_to}")
     for name in ("FSDP", "DEEPSPEED"):  # so the launcher tells its scripts
         if os.environ.get(f"ACCELERATE_USE_{name}") == "true":
             raise InputError(f"{name} is not supported; launch with --multi_gpu: every network here fits one GPU")
+    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
+        raise InputError("torch.compile is not supported; launch with --dynamo_backend no")
     accelerator = TimedAccelerator(
         mixed_precision=args.mixed_precision,
         gradient_accumulation_steps=args.gradient_accumulation_steps or 1,
@@ -50,9 +53,14 @@ def make_accelerator(args: argparse.Namespace) -> TimedAccelerator:
     if args.gradient_accumulation_steps is not None:  # `accelerate` takes the launcher's word over an argument
         accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
     args.mixed_precision = accelerator.mixed_precision
+    if args.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise InputError("fp16 needs a GPU; take bf16, which is faster on CPUs with AVX512_BF16 or AMX, or no")
     args.gradient_accumulation_steps = accelerator.gradient_accumulation_steps
     if accelerator.is_main_process:
         hold(args.output_dir)
+        if args.lr_scheduler != "constant" and args.lr_warmup_steps >= args.max_train_steps:
+            print(f"--lr_warmup_steps {args.lr_warmup_steps}: the learning rate is not reached in --max_train_steps "
+                  f"{args.max_train_steps}")  # fmt: skip
     return accelerator
 
 

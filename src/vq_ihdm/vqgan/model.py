@@ -44,7 +44,7 @@ def load_vq_model(path: str | Path) -> VQModel:
     """`VQModel.from_pretrained`, of a model or of a pipeline that has one, with the loss of eq. 4 restored.
 
     Raises:
-        InputError: there is no VQModel at `path`, or a damaged one.
+        InputError: there is no VQModel at `path`, a damaged one, or one of other images than grey ones.
     """
     reasons = []
     for subfolder in (None, "vqvae"):
@@ -54,6 +54,9 @@ def load_vq_model(path: str | Path) -> VQModel:
         except ValueError as error:
             reasons.append(str(error))
         else:
+            channels = model.config.in_channels, model.config.out_channels
+            if channels != (1, 1):
+                raise InputError(f"{path} is a VQModel of {channels[0]} channels, not of grey images; train one")
             return _with_paper_loss(model)
     raise InputError(f"{path} holds no VQModel ({' and '.join(reasons)}); train one with train_vqgan.py")
 
