@@ -1,4 +1,5 @@
-"""`python -m vq_ihdm --version`, and `python -m vq_ihdm card FOLDER` to write a model card anew, say with notes."""
+"""`python -m vq_ihdm`: `--version`; `card FOLDER` writes a model card anew, say with notes; `decoder` puts one that was
+trained further into a pipeline."""
 
 import argparse
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 from vq_ihdm._version import __version__
 from vq_ihdm.errors import run
 from vq_ihdm.hub.model_card import write_model_card
+from vq_ihdm.new_decoder import exchange_decoder
 
 
 def main() -> None:
@@ -17,9 +19,19 @@ def main() -> None:
     card.add_argument(
         "--name", help="Hub id or folder by which its examples load the model; by default the folder's name"
     )
+    decoder = commands.add_parser("decoder", help="save a pipeline with a decoder that was trained further")
+    decoder.add_argument("--pipeline", required=True, help="folder or Hub id")
+    decoder.add_argument(
+        "--vqvae", required=True, help="of train_vqgan.py --train_decoder_only, such as runs/decoder/last"
+    )
+    decoder.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()
-    write_model_card(args.folder, args.name)
-    print(args.folder / "README.md")
+    if args.command == "card":
+        write_model_card(args.folder, args.name)
+        print(args.folder / "README.md")
+    else:
+        exchange_decoder(args.pipeline, args.vqvae, args.output_dir)
+        print(args.output_dir)
 
 
 if __name__ == "__main__":
