@@ -30,7 +30,7 @@ demo: samples $(VENV)/installed-demo
 	$(BIN)/accelerate launch --quiet --num_cpu_threads_per_process 2 train_vqgan.py --config demo \
 		--dataset_name $(DEMO)/data --output_dir $(DEMO)/vqgan --resume_from_checkpoint latest
 	$(BIN)/accelerate launch --quiet --num_cpu_threads_per_process 2 train_ihdm.py --config demo \
-		--dataset_name $(DEMO)/data --vqvae $(DEMO)/vqgan/best --output_dir $(DEMO)/ihdm --resume_from_checkpoint latest
+		--dataset_name $(DEMO)/data --vqvae $(DEMO)/vqgan/last --output_dir $(DEMO)/ihdm --resume_from_checkpoint latest
 	$(BIN)/python generate.py --pipeline $(DEMO)/ihdm/pipeline --num_images 8 --output_dir $(DEMO)/images \
 		--contact_sheet $(DEMO)/samples.png
 	cp $(DEMO)/vqgan/reconstructions.png $(DEMO)/reconstructions.png

@@ -1,7 +1,7 @@
 """Train one of the systems the paper compares with.
 
     accelerate launch train_baseline.py --model absorbing --config oasis --dataset_name data/oasis \\
-        --vqvae runs/vqgan/best --output_dir runs/absorbing
+        --vqvae runs/vqgan/last --output_dir runs/absorbing
     accelerate launch train_baseline.py --model wgan --config oasis --dataset_name data/oasis --output_dir runs/wgan
 
 absorbing   diffusion over the codes of the same VQGAN (Bond-Taylor et al., 2022)

@@ -1,6 +1,6 @@
 """Stage 2: train the denoiser on code indices, fit the blurry prior, and write a complete pipeline.
 
-    accelerate launch train_ihdm.py --config oasis --dataset_name data/oasis --vqvae runs/vqgan/best \\
+    accelerate launch train_ihdm.py --config oasis --dataset_name data/oasis --vqvae runs/vqgan/last \\
         --output_dir runs/ihdm
 
 The loss is the cross-entropy of the true codes given the blurred embeddings (`vq_ihdm.denoising_loss`). Under

@@ -1,6 +1,6 @@
 """Discrete VQ-IHDM in one step against absorbing and latent diffusion in many: same tokens, same time of training.
 
-    python benchmarks/one_step_vs_absorbing.py --config oasis --dataset_name data/oasis --vqvae runs/vqgan/best \\
+    python benchmarks/one_step_vs_absorbing.py --config oasis --dataset_name data/oasis --vqvae runs/vqgan/last \\
         --train_steps 4000 --training_seeds 0 1 2 --num_images 1000 --work_dir runs/one_step
 
 Trains ours for --train_steps steps of the preset's batch and each peer for as long as that takes, from the first code

@@ -1,6 +1,6 @@
 """Learning rate and way of sampling of ours and its two peers, chosen on validation by equally many trials.
 
-    python benchmarks/search.py --config oasis --dataset_name data/oasis --vqvae runs/vqgan/best --num_images 256
+    python benchmarks/search.py --config oasis --dataset_name data/oasis --vqvae runs/vqgan/last --num_images 256
 
 First a training of --search_steps at each of --learning_rates, judged by the stage-2 KID of the samples in the first of
 its `WAYS`; then one of --train_steps at the best rate, judged in each of them. Results go to --output_dir: `README.md`

@@ -179,7 +179,7 @@ def train_all(systems: list[System], args: argparse.Namespace) -> None:
     for system in SYSTEMS:
         if system.name in names:
             script, *flags = SCRIPTS.get(system.name, ["train_baseline.py", "--model", system.name])
-            tokens = ["--vqvae", vqgan / "best"] if system.tokens else []
+            tokens = ["--vqvae", vqgan / "last"] if system.tokens else []
             share = 1 - TOKENIZER_SHARE if system.tokens else 1
             train(script, args.work_dir / system.name, "pipeline", *shared, *flags, *tokens, *budget(share))
 
