@@ -62,7 +62,7 @@ def write_data_card(
 
 {source.description}
 
-Images are {width}x{height} pixels, {facts["bit_depth"]} bit, {vertical:g}x{horizontal:g} mm a pixel, anterior up.
+Images are {height}x{width} pixels (height x width) of {vertical:g}x{horizontal:g} mm, {facts["bit_depth"]} bit, anterior up.
 {subjects} `slice` grows from inferior to superior; `slice_level` is its place between the lowest (0) and
 the highest (1) slice of its scan. {ages}No subject is in two splits.
 

@@ -303,7 +303,8 @@ def describe_preprocessing(record: dict[str, Any]) -> str:
     if is_built(data):
         (height, width), (vertical, horizontal) = data["image_size"], data["spacing_mm"]
         text = (
-            f"{width}x{height} pixels of {horizontal:g}x{vertical:g} mm, {data['bit_depth']} bit, anterior up. {text}"
+            f"{height}x{width} pixels (height x width) of {vertical:g}x{horizontal:g} mm, {data['bit_depth']} bit, "
+            f"anterior up. {text}"
         )
     made = "; ".join(f"{name}: {value}" for name, value in data.get("preparation", {}).items())
     return f"{text} The set was built with {made}." if made else text
