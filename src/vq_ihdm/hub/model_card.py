@@ -124,7 +124,7 @@ def model_card(folder: Path, name: str | None = None) -> ModelCard:
 def box(system: str, record: dict[str, Any], report: dict[str, Any] | None) -> str:
     """What someone must know who reads no further: what it is, how good beside real images, what it is not for."""
     data, train = record["data"], record["data"]["splits"]["train"]
-    size = " of {1}x{0} pixels".format(*data["image_size"]) if "image_size" in data else ""
+    size = " of {}x{} pixels (height x width)".format(*data["image_size"]) if "image_size" in data else ""
     who = "synthetic anatomies" if data["template"] else "people"
     people = f"{train['subjects']} {who}" if "subjects" in train else f"an unknown number of {who}"
     learnt = f"it saw {train['slices']:,} slices of {people} ({data['source']})"
