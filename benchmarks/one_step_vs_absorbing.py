@@ -35,6 +35,7 @@ from common import (
 )
 from matplotlib.figure import Figure
 from PIL import Image
+from verdicts import in_words, interval_over_trainings, mean
 
 from vq_ihdm import VQIHDMPipeline, load_pipeline
 from vq_ihdm.arguments import positive_int, seed_int
@@ -42,7 +43,7 @@ from vq_ihdm.errors import run
 from vq_ihdm.evaluation.evaluator import EvaluationSet, evaluate_images
 from vq_ihdm.evaluation.pipelines import Drawn, draw_images, tokenize
 from vq_ihdm.evaluation.report import table
-from vq_ihdm.evaluation.resampling import Estimate, difference, in_words, interval_over_trainings, mean
+from vq_ihdm.evaluation.resampling import Estimate, difference
 from vq_ihdm.files import check_replaceable, replacing
 from vq_ihdm.fit_prior import fit_prior
 from vq_ihdm.heat import blur

@@ -24,7 +24,7 @@ from vq_ihdm.evaluation.fidelity import (
 )
 from vq_ihdm.evaluation.image_sets import ImageSet, independent
 from vq_ihdm.evaluation.memorisation import Space, distance_ratio, mean_nearest, memorisation_figures, nearest
-from vq_ihdm.evaluation.resampling import choice, difference, estimate, half_sample, in_words, interval_over_trainings
+from vq_ihdm.evaluation.resampling import choice, difference, estimate, half_sample
 
 RNG = np.random.default_rng(0)
 
@@ -64,20 +64,6 @@ def test_what_the_people_add_to_two_systems_cancels_in_their_difference():
     low, high = apart.interval
     assert low > 0 and high - low < 0.7 * (far.interval[1] - far.interval[0])
     assert near.interval[1] > far.interval[0]  # which overlapping intervals could not have shown
-
-
-def test_words_follow_from_all_intervals_of_a_difference():
-    assert in_words([(0.1, 0.2), (0.0001, 1)], "higher") == "better"
-    assert in_words([(0.1, 0.2), (0.0001, 1)], "lower") == "worse"
-    assert in_words([(-2, -1)], "lower") == "better"
-    for intervals in ([(0.1, 0.2), (-0.1, 1)], [(0.1, 0.2), (-0.2, -0.1)]):
-        assert in_words(intervals, "lower") == "cannot be told apart"
-
-
-def test_the_interval_over_trainings_covers_their_mean_in_nineteen_of_twenty_cases():
-    rng = np.random.default_rng(0)
-    intervals = [interval_over_trainings(rng.normal(size=3)) for _ in range(2000)]
-    assert np.mean([low < 0 < high for low, high in intervals]) == pytest.approx(0.95, abs=0.015)
 
 
 # fidelity

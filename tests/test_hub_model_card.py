@@ -85,7 +85,8 @@ def test_a_box_of_five_lines_says_what_matters(model: Path):
 
 def test_preparation_compute_citation_and_contact_are_told(model: Path):
     card = model_card(record(model, preparation={"slices": "middle:40"}))
-    assert "slices: middle:40" in section(card, "Data and terms") and "32x32 pixels (height x width) of 1x1 mm" in card.text
+    data = section(card, "Data and terms")
+    assert "slices: middle:40" in data and "32x32 pixels (height x width) of 1x1 mm" in data
     assert "Compute: 1 h 30 min" in section(card, "Training")
     assert section(card, "Citation").count("@") == 4 and "Community" in section(card, "Contact")
 

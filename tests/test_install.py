@@ -26,7 +26,7 @@ EXTRAS = {
 BUILDERS = (ROOT / "dataset_scripts").glob("*.py")
 # What each part starts from, beside the requirements of sampling.
 PARTS = {
-    "sampling": ["src/vq_ihdm/__init__.py", "generate.py"],
+    "sampling": ["src/vq_ihdm/__init__.py", "src/vq_ihdm/__main__.py", "generate.py"],
     "app": ["app.py"],
     "data": [
         *(f"src/vq_ihdm/synthetic/{name}.py" for name in ("shards", "images_card", "upload")),

@@ -42,6 +42,28 @@ def stopped(whole, tmp_path) -> Path:
     return folder
 
 
+def test_the_network_of_the_lowest_measure_is_the_best_one(tmp_path, monkeypatch):
+    """By the first of the measures, here 3, 1, 2 and 4 at the four validations."""
+    keep = TrainingRun.keep
+
+    def measured(run: TrainingRun, metrics: dict, pictures: dict) -> None:
+        keep(run, {"measure": {2: 3.0, 4: 1.0, 6: 2.0, 8: 4.0}[run.step], "other": -float(run.step)}, pictures)
+
+    monkeypatch.setattr(TrainingRun, "keep", measured)
+
+    def steps() -> list[int]:
+        return [json.loads((tmp_path / name / "metrics.json").read_text())["step"] for name in ("best", "last")]
+
+    train(tmp_path, "--checkpoints_total_limit", 9)
+    assert steps() == [4, 8]
+    best, last = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("best", "last"))
+    assert best != last
+    for step in (6, 8):  # and where the run goes on after that
+        shutil.rmtree(tmp_path / f"checkpoint-{step}")
+    train(tmp_path)
+    assert steps() == [4, 8]
+
+
 # ---- settings -----------------------------------------------------------------------------------------------------
 
 
