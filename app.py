@@ -273,11 +273,7 @@ def build_page(path_or_id: str | Path, downloads: Path, dataset_name: str | None
     """
     pipe = load(path_or_id)
     pipe.set_progress_bar_config(disable=True)
-    folder = Path(path_or_id)
-    if not folder.is_dir():  # a Hub id, which is loaded by the package alone
-        from vq_ihdm.synthetic.provenance import pipeline_folder
-
-        folder = pipeline_folder(path_or_id)
+    folder = getattr(pipe, "loaded_from", None) or Path(path_or_id)  # where the package is missing: a local one
     index_file, record_file = folder / "audit_index.safetensors", folder / "training.json"
     if dataset_name is not None:
         index = training_index(dataset_name, pipe)

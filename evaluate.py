@@ -32,7 +32,6 @@ from vq_ihdm.hub.model_files import weights_digest
 from vq_ihdm.hub.record import own_record, read_record
 from vq_ihdm.pipelines import load_pipeline
 from vq_ihdm.sampling_arguments import add_sampling_arguments, sampling_arguments
-from vq_ihdm.synthetic.provenance import pipeline_folder
 
 DRAWING = {"num_images": 1000, "seed": 0, "batch_size": 32}  # of --pipeline
 
@@ -81,7 +80,7 @@ def main() -> None:
         raise InputError("--tokenizer belongs to --images; a pipeline has its own")
     else:
         pipe = load_pipeline(args.pipeline).to(args.device)
-        weights = weights_digest(pipeline_folder(args.pipeline))  # now: a training may replace them meanwhile
+        weights = weights_digest(pipe.loaded_from)  # now: a training may replace them meanwhile
         sampling, record = sampling_arguments(args, pipe), read_record(args.pipeline)
         folder = Path(args.pipeline)
         if folder.is_dir() and not drawn_otherwise(sampling, folder):

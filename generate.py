@@ -43,7 +43,7 @@ from vq_ihdm.pictures import contact_sheet, save_picture
 from vq_ihdm.sampling_arguments import add_sampling_arguments, sampling_arguments
 from vq_ihdm.synthetic.asked import covariates_of_images, parse_covariates
 from vq_ihdm.synthetic.image_files import SUFFIXES, ImageFiles
-from vq_ihdm.synthetic.provenance import Provenance, describe, pipeline_folder, seed_of_image
+from vq_ihdm.synthetic.provenance import Provenance, describe, seed_of_image
 
 if TYPE_CHECKING:
     from vq_ihdm.synthetic.upload import ShardUpload
@@ -108,7 +108,7 @@ def main() -> None:
     if accelerator.is_main_process:
         write_manifest(args.output_dir, args.num_images, settings)
         if args.format == "parquet":
-            upload = begin_set(args, provenance)
+            upload = begin_set(args, provenance, pipeline.loaded_from)
 
     # A part is the same images whoever draws it and whatever exists of it: the arithmetic of some kernels depends on
     # the size of a batch.
@@ -228,8 +228,11 @@ def write_manifest(output_dir: Path, num_images: int, settings: dict[str, Any]) 
         temporary.write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def begin_set(args: argparse.Namespace, provenance: Provenance) -> "ShardUpload | None":
+def begin_set(args: argparse.Namespace, provenance: Provenance, folder: Path) -> "ShardUpload | None":
     """Write the card of a data set, and open its repository where it is to be published.
+
+    Args:
+        folder: of the pipeline.
 
     Raises:
         InputError: something speaks against publishing images of this model.
@@ -238,7 +241,6 @@ def begin_set(args: argparse.Namespace, provenance: Provenance) -> "ShardUpload 
     from vq_ihdm.synthetic.images_card import write_images_card
     from vq_ihdm.synthetic.upload import ShardUpload
 
-    folder = pipeline_folder(args.pipeline)
     if args.push_to_hub is not None:
         overruled = [name for name in ("unevaluated", "failed_audit") if getattr(args, f"allow_{name}")]
         refuse_drawn(folder, overruled, provenance.sampling)

@@ -140,9 +140,20 @@ def test_guidance_needs_a_second_evaluation_and_only_then(asked):
     arguments["generator"] = seeded()
     guided = asked(2, guidance_scale=5.0, **arguments).images
     assert len(calls) == 3 and not torch.equal(guided, plain)
+    # The logits move from those of nothing asked towards, and past, those of what is asked.
+    sigma, nothing_known = torch.full((2,), asked.prior.sigma), torch.zeros(2, HEIGHT, WIDTH, dtype=torch.bool)
+    told, state = asked.denoiser.encode_covariates({"sex": "F"}, 2), torch.randn(2, CODE_DIM, HEIGHT, WIDTH)
+    with torch.no_grad():
+        given = asked.denoiser(state, sigma, known=nothing_known, covariates=told).logits
+        free = asked.denoiser(state, sigma, known=nothing_known).logits
+    drawn = {"sample": state, "covariates": {"sex": "F"}, "temperature": 0, "output_type": "latent"}
+    most_likely = asked(2, guidance_scale=20.0, **drawn).images
+    assert torch.equal(most_likely, (free + 20 * (given - free)).argmax(-1))
+    assert not torch.equal(most_likely, (free - 20 * (given - free)).argmax(-1))
+    calls.clear()
     # Nothing is known of states that were given without covariates: nothing to be guided by.
     asked(2, guidance_scale=5.0, sample=torch.zeros(2, CODE_DIM, HEIGHT, WIDTH), generator=seeded())
-    assert len(calls) == 4
+    assert len(calls) == 1
     hook.remove()
     # At 0 nothing of what is asked reaches the denoiser.
     sample = torch.randn(2, CODE_DIM, HEIGHT, WIDTH, generator=seeded())

@@ -368,9 +368,8 @@ def test_pickles_of_a_repository_are_never_downloaded(hub: HubServer, author: Hu
         from pathlib import Path
         sys.path.insert(0, {str(ROOT)!r})
         import app
-        from vq_ihdm.synthetic.provenance import pipeline_folder
         app.build_page("tester/pickled", Path({str(tmp_path)!r}))
-        answer = [file.name for file in pipeline_folder("tester/pickled").rglob("*.*")]
+        answer = [file.name for file in app.load("tester/pickled").loaded_from.rglob("*.*")]
     """)
     assert "training.json" in found and "old.bin" not in found
 

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -23,6 +24,11 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         type=non_negative_float,
         help="above 1 images keep closer to the covariates asked for, at twice the evaluations",
     )
+
+
+def usual_sampling(config: Mapping[str, Any]) -> dict[str, float]:
+    """How a pipeline whose scheduler has this config draws codes unless told otherwise, as far as that says it."""
+    return {name: config[name] for name in SAMPLING if name in config}
 
 
 def sampling_arguments(args: argparse.Namespace, pipeline: DiffusionPipeline | None = None) -> dict[str, Any]:

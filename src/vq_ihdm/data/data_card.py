@@ -62,8 +62,8 @@ def write_data_card(
 
 {source.description}
 
-Images are {height}x{width} pixels (height x width) of {vertical:g}x{horizontal:g} mm, {facts["bit_depth"]} bit, anterior
-up.
+Images are {height}x{width} pixels (height x width) of {vertical:g}x{horizontal:g} mm, {facts["bit_depth"]} bit,
+anterior up.
 {subjects} `slice` grows from inferior to superior; `slice_level` is its place between the lowest (0) and
 the highest (1) slice of its scan. {ages}No subject is in two splits.
 

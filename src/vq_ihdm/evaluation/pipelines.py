@@ -17,7 +17,7 @@ from ..data.conditioning import covariate_table
 from ..data.images import tensor_to_uint8
 from ..data.tokens import encode_split
 from ..heat import blur, dct
-from ..sampling_arguments import SAMPLING
+from ..sampling_arguments import usual_sampling
 from .conditioning import Labelled, conditioning_figures
 from .evaluator import EvaluationSet, evaluate_images
 from .image_sets import ImageSet, independent
@@ -60,7 +60,8 @@ def evaluate_pipeline(
         InputError: num_images is too small, or the pipeline draws another size than that of the real images.
     """
     known = pipe.known_covariates
-    asked, about = {}, {"pipeline": type(pipe).__name__, **usual_sampling(pipe), **sampling, "seed": seed}
+    usual = usual_sampling(pipe.scheduler.config) if hasattr(pipe, "scheduler") else {}
+    asked, about = {}, {"pipeline": type(pipe).__name__, **usual, **sampling, "seed": seed}
     if known:
         table = covariate_table(known, reference.training.split)
         table = table[np.resize(reference.training_index(num_images), num_images)]
@@ -77,12 +78,6 @@ def evaluate_pipeline(
         others += covariate_figures(known, table, drawn.images, reference, tokenized)
     about["seconds_per_image"] = round(drawn.seconds, 4)
     return evaluate_images(drawn.images, reference, tokenized, drawn.codes, others, about)
-
-
-def usual_sampling(pipe: DiffusionPipeline) -> dict[str, float]:
-    """What a pipeline whose scheduler says how codes are drawn does unless told otherwise."""
-    config = pipe.scheduler.config if hasattr(pipe, "scheduler") else {}
-    return {name: config[name] for name in SAMPLING if name in config}
 
 
 def draw_images(pipe: DiffusionPipeline, num_images: int, seed: int, batch_size: int = 32, **sampling) -> Drawn:

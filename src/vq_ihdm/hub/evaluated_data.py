@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import read_json
-from ..sampling_arguments import SAMPLING
+from ..sampling_arguments import SAMPLING, usual_sampling
 from .model_files import weights_digest
 from .record import data_facts
 
@@ -57,20 +57,13 @@ def own_report(folder: Path, data: dict[str, Any]) -> dict[str, Any] | None:
     report = read_report(folder)
     if report is None or "data" not in report or not is_of(report["data"], data):
         return None
-    usual = usual_sampling(folder)
-    if any(value != usual.get(name, value) for name, value in report["generated"].items()):
+    if drawn_otherwise(report["generated"], folder):
         return None
     return report if report.get("weights") == weights_digest(folder) else None
 
 
-def usual_sampling(folder: Path) -> dict[str, float]:
-    """How the pipeline in a folder draws codes unless told otherwise, as far as its scheduler says it."""
-    file = folder / "scheduler" / "scheduler_config.json"
-    config = {"guidance_scale": 1.0} | (read_json(file) if file.is_file() else {})
-    return {name: config[name] for name in SAMPLING if name in config}
-
-
 def drawn_otherwise(sampling: dict[str, Any], folder: Path) -> dict[str, float]:
-    """Those arguments of a pipeline's call by which it draws codes otherwise than unless told so."""
-    usual = usual_sampling(folder)
+    """Those arguments of its call by which the pipeline in a folder draws codes otherwise than unless told so."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    usual = {"guidance_scale": 1.0} | usual_sampling(read_json(file) if file.is_file() else {})
     return {name: sampling[name] for name in SAMPLING if name in sampling and sampling[name] != usual.get(name)}

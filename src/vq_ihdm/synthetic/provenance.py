@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 from diffusers import DiffusionPipeline
-from huggingface_hub import snapshot_download
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ..hub.record import read_record
-from ..pipelines.installed_pipeline import PICKLES
 
 DESCRIPTION = "Synthetic image drawn by a model; no person was scanned."
 
@@ -53,19 +51,13 @@ def describe(
     path_or_id: str, pipeline: DiffusionPipeline, torch_dtype: str, sampling: dict[str, Any], seed: int
 ) -> Provenance:
     """The provenance of images of a pipeline that was loaded from `path_or_id`."""
-    name, folder = type(pipeline).__name__, pipeline_folder(path_or_id)
+    name, folder = type(pipeline).__name__, pipeline.loaded_from
     record = read_record(folder)
     model = f"{name} trained on {record['data']['source']}" if record else name
     if not Path(path_or_id).is_dir():
         model = f"{path_or_id}@{folder.name}"  # a snapshot's folder is named after its commit
     licence = record["data"]["licence"] if record else "unknown"
     return Provenance(name, model, fingerprint(folder, list(pipeline.components)), licence, torch_dtype, sampling, seed)
-
-
-def pipeline_folder(path_or_id: str) -> Path:
-    """Where the files of a pipeline lie: a local folder, or the cached snapshot of a Hub repository."""
-    folder = Path(path_or_id)
-    return folder if folder.is_dir() else Path(snapshot_download(path_or_id, ignore_patterns=PICKLES))
 
 
 def fingerprint(folder: Path, components: Sequence[str]) -> str:
