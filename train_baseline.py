@@ -18,6 +18,7 @@ wgan, alphawgan, vaegan, ccegan
 import argparse
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import torch
@@ -64,6 +65,7 @@ from vq_ihdm.training.config import (
 )
 from vq_ihdm.training.describe import save_trained_pipeline
 from vq_ihdm.training.ema import EMA
+from vq_ihdm.training.held_out import held_out_mean
 from vq_ihdm.training.preparation import (
     TimedAccelerator,
     clip_gradients,
@@ -203,15 +205,13 @@ def train_absorbing(
         told = withhold(covariates[indices], args.covariate_dropout).to(device)
         return absorbing_loss(network, draw_views(train_codes, indices).to(device), config, told)
 
-    @torch.no_grad()
     def validate(averaged: AbsorbingDenoiser):
-        with torch.random.fork_rng():
-            torch.manual_seed(args.seed)  # the same times and masks at every validation
-            total = 0.0
-            for z_0, told in zip(held_out_codes.split(64), held_out_covariates.to(device).split(64), strict=True):
-                total += absorbing_loss(averaged, z_0, config, told).item() * len(z_0)
+        def held_out_loss(z_0: torch.LongTensor, told: torch.Tensor) -> torch.Tensor:
+            return absorbing_loss(averaged, z_0, config, told)
+
+        elbo = held_out_mean(held_out_loss, args.seed, held_out_codes, held_out_covariates.to(device))
         pipeline = AbsorbingDiffusionPipeline(vqvae, averaged)
-        return {"reweighted_elbo": total / len(held_out_codes)}, {"samples": sample_sheet(pipeline, args.seed)}
+        return {"reweighted_elbo": elbo}, {"samples": sample_sheet(pipeline, args.seed)}
 
     run = train_network(args, accelerator, AbsorbingDenoiser(config), range(len(train_codes)), loss, validate)
     return run, lambda: AbsorbingDiffusionPipeline(vqvae, load_component(AbsorbingDenoiser, run.best_folder))
@@ -254,13 +254,10 @@ def train_ldm(
     def loss(network: nn.Module, indices: list[int]) -> torch.Tensor:
         return latent_loss(network, draw_views(train_codes, indices).to(device))
 
-    @torch.no_grad()
     def validate(averaged: UNet2DModel):
-        with torch.random.fork_rng():
-            torch.manual_seed(args.seed)  # the same times and noise at every validation
-            total = sum(latent_loss(averaged, z_0).item() * len(z_0) for z_0 in held_out_codes.split(64))
+        error = held_out_mean(partial(latent_loss, averaged), args.seed, held_out_codes)
         pipeline = LatentDiffusionPipeline(vqvae, averaged, sampling_scheduler())
-        return {"squared_error": total / len(held_out_codes)}, {"samples": sample_sheet(pipeline, args.seed)}
+        return {"squared_error": error}, {"samples": sample_sheet(pipeline, args.seed)}
 
     run = train_network(args, accelerator, unet, range(len(train_codes)), loss, validate)
     return run, lambda: LatentDiffusionPipeline(
@@ -292,6 +289,8 @@ def train_pixel_ihdm(
     args: argparse.Namespace, accelerator: TimedAccelerator, splits: DatasetDict
 ) -> tuple[TrainingRun, Callable[[], DiffusionPipeline]]:
     check_prior_arguments(args)
+    if args.sigma_min > args.sigma_max:
+        raise InputError(f"--sigma_min {args.sigma_min} lies above --sigma_max {args.sigma_max}; swap them")
     if len(args.block_out_channels) < 2:
         raise InputError("--block_out_channels needs at least two widths: the UNet attends at its two coarsest sizes")
     device, K = accelerator.device, args.num_train_timesteps
@@ -313,25 +312,20 @@ def train_pixel_ihdm(
     prior.allow_saving_images = args.allow_training_image_prior
 
     def heat_loss(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
-        images = mirror_at_random(images, args.random_flip).to(device, non_blocking=True) / 2 + 0.5
         timesteps = torch.randint(1, K + 1, (len(images),), device=device)
         return inverse_heat_loss(network, scheduler, images, timesteps, torch.randn_like(images))
 
-    @torch.no_grad()
+    def loss(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        images = mirror_at_random(images, args.random_flip).to(device, non_blocking=True) / 2 + 0.5
+        return heat_loss(network, images)
+
     def validate(averaged: UNet2DModel):
-        total = 0.0
-        with torch.random.fork_rng():
-            torch.manual_seed(args.seed)  # the same times and noise at every validation
-            for images in held_out.split(8):
-                images = images.to(device)
-                timesteps = torch.randint(1, K + 1, (len(images),), device=device)
-                loss = inverse_heat_loss(averaged, scheduler, images, timesteps, torch.randn_like(images))
-                total += loss.item() * len(images)
+        error = held_out_mean(partial(heat_loss, averaged), args.seed, held_out.to(device), batch_size=8)
         pipeline = PixelIHDMPipeline(averaged, prior.to(device), scheduler)
-        return {"squared_error": total / len(held_out)}, {"samples": sample_sheet(pipeline, args.seed)}
+        return {"squared_error": error}, {"samples": sample_sheet(pipeline, args.seed)}
 
     unet = create_unet(height, width, args.block_out_channels, args.layers_per_block, args.norm_num_groups)
-    run = train_network(args, accelerator, unet, train_set, heat_loss, validate)
+    run = train_network(args, accelerator, unet, train_set, loss, validate)
     return run, lambda: PixelIHDMPipeline(load_component(UNet2DModel, run.best_folder), prior, scheduler)
 
 

@@ -12,6 +12,7 @@ held-out cross-entropy), `pipeline/` (the `VQIHDMPipeline` around it, with its m
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import torch
@@ -37,9 +38,12 @@ from vq_ihdm.training.config import (
     parse_args,
 )
 from vq_ihdm.training.describe import save_trained_pipeline
+from vq_ihdm.training.held_out import held_out_mean
 from vq_ihdm.training.preparation import make_accelerator, prepare_network
 from vq_ihdm.training.run import TrainingRun
 from vq_ihdm.weights import load_component
+
+SMALLEST_SIGMA = 0.5  # cells; what blurs less hides next to nothing
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,9 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--pretrained_model_name_or_path", help="start from this denoiser or pipeline (folder or Hub id)")
     add("--gradient_checkpointing", action="store_true", help="less memory for a second forward pass")
     # the forward process
-    add("--num_train_timesteps", type=positive_int, default=200, help="T, number of sigmas")
-    add("--sigma_min", type=positive_float, default=0.5, help="in cells of the code grid")
-    add("--sigma_max", type=positive_float, default=24.0)
+    add("--sigma_max", type=positive_float, default=24.0, help="in cells of the code grid")
     add("--delta", type=non_negative_float, default=0.0, help="noise on u_T, in deviations of the embeddings")
     add("--reveal_probability", type=probability, default=0.5, help="share of examples with some codes revealed")
     # the prior and what sampling does unless told otherwise
@@ -68,6 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = parse_args(build_parser(), "ihdm")
     check_prior_arguments(args)
+    if args.sigma_max < SMALLEST_SIGMA:
+        raise InputError(f"--sigma_max {args.sigma_max} hides next to nothing; take {SMALLEST_SIGMA} cells or more")
     if args.num_inference_steps > 1 and args.reveal_probability == 0:
         raise InputError("--reveal_probability 0 trains for one step of sampling only; leave --num_inference_steps out")
     accelerator = make_accelerator(args)
@@ -88,8 +92,7 @@ def main() -> None:
     args.covariates = [covariate.name for covariate in known_covariates]
     covariates, held_out_covariates = (covariate_table(known_covariates, splits[s]) for s in ("train", "validation"))
     scheduler = HeatDissipationScheduler(
-        num_train_timesteps=args.num_train_timesteps,
-        sigma_min=args.sigma_min,
+        sigma_min=SMALLEST_SIGMA,
         sigma_max=args.sigma_max,
         delta=args.delta,
         temperature=args.temperature,
@@ -109,6 +112,11 @@ def main() -> None:
         covariates=covariates.repeat_interleave(train_codes.shape[1], 0),
     )
     prior.allow_saving_images = args.allow_training_image_prior
+
+    def one_step_loss(network: VQIHDMDenoiser, z_0: torch.LongTensor, told: torch.Tensor) -> torch.Tensor:
+        return denoising_loss(network, scheduler, embed_codes, z_0, 0.0, told)  # no code is revealed
+
+    held_out = held_out_codes, held_out_covariates.to(device)
 
     # ---- training ---------------------------------------------------------------------------------------------
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=args.learning_rate)
@@ -131,8 +139,7 @@ def main() -> None:
         ema.update(unwrapped)
         run.log(loss=loss, lr=lr_scheduler.get_last_lr()[0])
         if run.validation_due:
-            held_out = (held_out_codes, held_out_covariates.to(device))
-            measures = {"cross_entropy": held_out_cross_entropy(ema.module, scheduler, *held_out, args.seed)}
+            measures = {"cross_entropy": held_out_mean(partial(one_step_loss, ema.module), args.seed, *held_out)}
             pipeline = VQIHDMPipeline(vqvae, ema.module, prior.to(device), scheduler)
             run.keep(measures, {"samples": sample_sheet(pipeline, args.seed)})
 
@@ -217,24 +224,6 @@ def load_denoiser(path: str) -> VQIHDMDenoiser:
         except ValueError as error:
             reason = str(error).splitlines()[0]
     raise InputError(f"{path} holds no denoiser ({reason}); train one with train_ihdm.py")
-
-
-@torch.no_grad()
-def held_out_cross_entropy(
-    denoiser: VQIHDMDenoiser,
-    scheduler: HeatDissipationScheduler,
-    codes: torch.LongTensor,
-    covariates: torch.Tensor,
-    seed: int,
-) -> float:
-    """With no code revealed, the one-step task, and the same noise at every validation; codes (M, h, w), all that is
-    known of the slices (M, C)."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        total = 0.0
-        for z_0, told in zip(codes.split(64), covariates.split(64), strict=True):
-            total += denoising_loss(denoiser, scheduler, denoiser.embed_codes, z_0, 0.0, told).item() * len(z_0)
-    return total / len(codes)
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def denoiser_contestants(script: dict[str, Any], args: argparse.Namespace, folde
     height, width = pipeline.denoiser.config.height, pipeline.denoiser.config.width
     z_0 = torch.randint(len(codebook), (args.train_batch_size, height, width))
     denoiser = script["make_denoiser"](args, codebook, z_0[:, None], []).train()
-    scheduler = HeatDissipationScheduler(args.num_train_timesteps, args.sigma_min, args.sigma_max, args.delta)
+    scheduler = HeatDissipationScheduler(sigma_max=args.sigma_max, delta=args.delta)
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=args.learning_rate)
 
     def bare() -> None:

@@ -63,7 +63,6 @@ ihdm:
   num_attention_heads: 2
   dropout: 0.1
   neighbourhood_size: 3
-  num_train_timesteps: 20
   sigma_max: 2.0
   delta: 0.1
   prior_rank: 8

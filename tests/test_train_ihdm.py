@@ -75,6 +75,7 @@ def test_a_denoiser_learns_on_from_a_denoiser_or_a_pipeline(ihdm, ihdm_run, vqga
 def test_a_network_that_reveals_nothing_in_training_samples_in_one_step(ihdm):
     said = refusal(ihdm, "--reveal_probability", 0, "--num_inference_steps", 4)
     assert "trains for one step of sampling only" in said
+    assert "hides next to nothing; take 0.5 cells or more" in refusal(ihdm, "--sigma_max", 0.3)
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory(ihdm, ihdm_run):

@@ -104,16 +104,13 @@ def add_prior_arguments(parser: argparse.ArgumentParser) -> None:
 def check_prior_arguments(args: argparse.Namespace) -> None:
     """
     Raises:
-        InputError: the pipeline would hold blurred training slices and that was not explicitly allowed, or the
-            blur widths run backwards.
+        InputError: the pipeline would hold blurred training slices and that was not explicitly allowed.
     """
     if args.prior == "images" and not args.allow_training_image_prior:
         raise InputError(
             "--prior images would save blurred scans of the training subjects inside the pipeline; use "
             "--prior mixture, or add --allow_training_image_prior if the data may be passed on"
         )
-    if args.sigma_min > args.sigma_max:
-        raise InputError(f"--sigma_min {args.sigma_min} lies above --sigma_max {args.sigma_max}; swap them")
 
 
 def parse_args(parser: argparse.ArgumentParser, section: str, argv: list[str] | None = None) -> argparse.Namespace:
