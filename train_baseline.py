@@ -105,7 +105,7 @@ def train_network(
                 value = loss(network, batch)
                 accelerator.backward(value)
                 if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(network.parameters(), args.max_grad_norm)
+                    clip_gradients(accelerator, optimizer, args.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
         lr_scheduler.step()
@@ -158,8 +158,7 @@ def train_adversarial(
                 for name, network in learning.items():
                     for parameter in network.parameters():
                         parameter.grad = accelerator.reduce(parameter.grad, "mean")
-                    if args.max_grad_norm is not None:
-                        clip_gradients(accelerator, optimizers[name], args.max_grad_norm)
+                    clip_gradients(accelerator, optimizers[name], args.max_grad_norm)
                     optimizers[name].step()
                     optimizers[name].zero_grad()
         for lr_scheduler in lr_schedulers.values():

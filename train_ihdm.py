@@ -39,7 +39,7 @@ from vq_ihdm.training.config import (
 )
 from vq_ihdm.training.describe import save_trained_pipeline
 from vq_ihdm.training.held_out import held_out_mean
-from vq_ihdm.training.preparation import make_accelerator, prepare_network
+from vq_ihdm.training.preparation import clip_gradients, make_accelerator, prepare_network
 from vq_ihdm.training.run import TrainingRun
 from vq_ihdm.weights import load_component
 
@@ -132,7 +132,7 @@ def main() -> None:
                 loss = denoising_loss(denoiser, scheduler, embed_codes, z_0, args.reveal_probability, told)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(denoiser.parameters(), args.max_grad_norm)
+                    clip_gradients(accelerator, optimizer, args.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
         lr_scheduler.step()

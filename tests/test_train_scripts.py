@@ -18,6 +18,7 @@ from states import differences, final_state, tensors_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vq_ihdm.training.checkpoints import list_checkpoints
+from vq_ihdm.training.state import load_state
 
 pytestmark = pytest.mark.slow
 
@@ -44,6 +45,21 @@ def test_trackers_get_figures_and_pictures(vqgan_run, ihdm_run):
         accumulator = EventAccumulator(str(run / "logs" / name))
         accumulator.Reload()
         assert figures <= set(accumulator.Tags()["scalars"])
+        if name == "vqgan":  # which trains its discriminator from step 2 on, and hears of it two steps later
+            steps = {tag: [event.step for event in accumulator.Scalars(f"train/{tag}")] for tag in ("disc", "gan")}
+            assert steps == {"disc": [3, 4, 5, 6, 7, 8], "gan": [5, 6, 7, 8]}
+
+
+@pytest.mark.parametrize(("script", "optimizers"), [("vqgan", ["optimizer_g"]), ("ihdm", ["optimizer"])])
+def test_gradients_are_clipped(script, optimizers, request):
+    """A first step leaves Adam's mean of the gradients at (1 - beta_1) times them."""
+    flags = ("--max_train_steps", 1, "--checkpointing_steps", 1, "--max_grad_norm", 1e-4)
+    parts = load_state(request.getfixturevalue(script)(*flags) / "checkpoint-1")["parts"]
+    for name in optimizers:
+        means = [state["exp_avg"] for state in parts[name]["state"].values()]
+        (group,) = parts[name]["param_groups"]
+        norm = torch.stack([mean.norm() for mean in means]).norm() / (1 - group["betas"][0])
+        assert norm == pytest.approx(1e-4, rel=1e-3)
 
 
 @pytest.mark.parametrize("script", ["vqgan", "ihdm"])

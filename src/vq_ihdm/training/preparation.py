@@ -93,11 +93,13 @@ def prepare_network(
     return network, optimizer, lr_scheduler, ema
 
 
-def clip_gradients(accelerator: Accelerator, optimizer: Optimizer, max_norm: float) -> None:
-    """Clip the gradients of what one of several optimizers trains, to a norm of `max_norm` together.
+def clip_gradients(accelerator: Accelerator, optimizer: Optimizer, max_norm: float | None) -> None:
+    """Clip the gradients of what one of perhaps several optimizers trains, to a norm of `max_norm` together, if any.
 
     `accelerator.clip_grad_norm_` would undo the scaling of mixed precision fp16 for every optimizer, not this one
     alone: what the others have accumulated would be divided by the scale twice.
     """
+    if max_norm is None:
+        return
     accelerator.unscale_gradients(optimizer)
     nn.utils.clip_grad_norm_([parameter for group in optimizer.param_groups for parameter in group["params"]], max_norm)
