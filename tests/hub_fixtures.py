@@ -1,5 +1,6 @@
 """Evaluation reports and training records as the scripts write them, and what must not be published."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from vq_ihdm.hub.evaluated_data import of_splits
 from vq_ihdm.hub.model_files import weights_digest
 from vq_ihdm.hub.record import read_record, write_record
 from vq_ihdm.prior import BlurryPrior
+from vq_ihdm.sampling_arguments import usual_sampling
 
 DATA = {
     "source": "OASIS-1",
@@ -46,8 +48,10 @@ def record(folder: Path, **data: object) -> Path:
 def evaluate(folder: Path, ratio: float = 1.0, copies: float = 0.0) -> Path:
     """Give a model's folder an evaluation on the data of its record with this distance ratio, known to 0.02, and this
     share of copies."""
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    usual = usual_sampling(json.loads(scheduler.read_text())) if scheduler.is_file() else {}
     about = {
-        "generated": {"num_images": 500, "class": "VQIHDMPipeline", "num_inference_steps": 1, "seed": 0},
+        "generated": {"num_images": 500, "class": "VQIHDMPipeline", **usual, "seed": 0},
         "data": of_splits(read_record(folder)["data"]),
         "training": {"num_images": 80, "num_subjects": 20},
         "held_out": {"num_images": 16, "num_subjects": 4},

@@ -27,6 +27,7 @@ from vq_ihdm.baselines.stacks import LatentDecoder
 from vq_ihdm.errors import InputError
 from vq_ihdm.evaluation.image_sets import read_image_folder
 from vq_ihdm.hub.checks import refuse_drawn
+from vq_ihdm.hub.model_files import weights_digest
 from vq_ihdm.synthetic.images_card import write_images_card
 from vq_ihdm.synthetic.provenance import Provenance, seed_of_image
 from vq_ihdm.synthetic.shards import ParquetShards
@@ -74,7 +75,7 @@ def test_every_file_says_that_it_is_synthetic_and_how_it_was_made(generated, pip
     assert about["synthetic"] and (about["seed"], about["index"]) == (0, 5)
     assert about["sampling"] == {"num_inference_steps": 2}
     assert about["pipeline"] == about["model"] == "VQIHDMPipeline" and about["licence"] == "unknown"
-    assert len(about["weights"]) == 16
+    assert about["weights"] == weights_digest(pipeline_folder) and len(about["configs"]) == 16
     assert image.text["Description"] == bytes(volume.header["descrip"]).rstrip(b"\0").decode()
     assert "Synthetic" in image.text["Description"]
 
@@ -211,7 +212,7 @@ def test_other_settings_are_refused(generate, generated, pipeline_folder, tmp_pa
     other = shutil.copytree(pipeline_folder, tmp_path / "pipeline")
     config = other / "scheduler" / "scheduler_config.json"
     config.write_text(config.read_text().replace('"delta": 0.1', '"delta": 0.2'))
-    assert "weights" in refusal(generate, *GENERATE_FLAGS, pipeline=other)
+    assert "configs" in refusal(generate, *GENERATE_FLAGS, pipeline=other)
     assert contents(folder) == contents(generated)
 
 
@@ -339,7 +340,10 @@ def test_a_damaged_shard_is_drawn_again(shards, described_pipeline, tmp_path, da
 
 
 def test_a_shard_is_held_as_long_as_its_content_is_what_was_written(tmp_path):
-    shards, part = ParquetShards(tmp_path, Provenance("P", "M", "w", "unknown", "float32", {}, seed=0), 6), range(6)
+    shards, part = (
+        ParquetShards(tmp_path, Provenance("P", "M", "w", "c", "unknown", "float32", {}, seed=0), 6),
+        range(6),
+    )
     shards.write(part, ((np.full((8, 8), i, np.uint8), {}) for i in part))
     assert shards.holds(part) and not shards.holds(range(7))
     file = tmp_path / "data" / "train-00000.parquet"

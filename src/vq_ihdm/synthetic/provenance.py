@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ..hub.model_files import weights_digest
 from ..hub.record import read_record
 
 DESCRIPTION = "Synthetic image drawn by a model; no person was scanned."
@@ -26,7 +27,8 @@ class Provenance:
     Attributes:
         pipeline: its class.
         model: Hub id and commit, or the class and the data it was trained on: no path.
-        weights: digest of the components' weights and configs.
+        weights: digest of the weights, as record and evaluation of their model give it.
+        configs: digest of the components' configs: how the pipeline draws unless told otherwise.
         licence: Hub id of the licence of the training data, under which the weights are passed on.
         torch_dtype: of the weights.
         sampling: arguments of the pipeline's call, where they are not its own defaults; `covariates` as `Asked`.
@@ -36,6 +38,7 @@ class Provenance:
     pipeline: str
     model: str
     weights: str
+    configs: str
     licence: str
     torch_dtype: str
     sampling: dict[str, Any]
@@ -57,16 +60,16 @@ def describe(
     if not Path(path_or_id).is_dir():
         model = f"{path_or_id}@{folder.name}"  # a snapshot's folder is named after its commit
     licence = record["data"]["licence"] if record else "unknown"
-    return Provenance(name, model, fingerprint(folder, list(pipeline.components)), licence, torch_dtype, sampling, seed)
+    digests = weights_digest(folder), configs_digest(folder, list(pipeline.components))
+    return Provenance(name, model, *digests, licence, torch_dtype, sampling, seed)
 
 
-def fingerprint(folder: Path, components: Sequence[str]) -> str:
-    """A digest of the components' weights and configs, to tell pipelines apart without naming a path."""
+def configs_digest(folder: Path, components: Sequence[str]) -> str:
+    """A digest of the components' configs, to tell pipelines of the same weights apart."""
     digest = hashlib.sha256()
     for name in components:
-        for file in sorted((folder / name).iterdir()):
-            if file.suffix in (".json", ".safetensors"):
-                digest.update(f"{name}/{file.name}".encode() + file.read_bytes())
+        for file in sorted((folder / name).glob("*config.json")):
+            digest.update(f"{name}/{file.name}".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
 
