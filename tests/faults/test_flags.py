@@ -28,6 +28,7 @@ SENSIBLE = {
         "training_seeds",
         "percentiles",  # the darkest voxel
         "split",  # no such split
+        "guidance_scale",  # the prior alone hears what is asked
         "lr_warmup_steps",  # these are parts one can do without
         "lr_decay_steps",
         "ema_decay",
