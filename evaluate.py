@@ -81,7 +81,7 @@ def main() -> None:
     else:
         pipe = load_pipeline(args.pipeline).to(args.device)
         weights = weights_digest(pipe.loaded_from)  # now: a training may replace them meanwhile
-        sampling, record = sampling_arguments(args, pipe), read_record(args.pipeline)
+        sampling, record = sampling_arguments(args, pipe), read_record(pipe.loaded_from)
         folder = Path(args.pipeline)
         if folder.is_dir() and not drawn_otherwise(sampling, folder):
             published = folder / "evaluation"

@@ -41,7 +41,7 @@ from vq_ihdm.data.building import (
     check_build_arguments,
 )
 from vq_ihdm.data.covariates import CovariateTable, stratum
-from vq_ihdm.data.scans import Scan, find_scans, preference, select_scans, stem
+from vq_ihdm.data.scans import Scan, find_scans, preference, select_scans
 from vq_ihdm.data.sources import ADNI, IXI, OASIS1, OWN, Source, with_licence
 from vq_ihdm.data.volumes import SliceSettings, prepare_volume
 from vq_ihdm.errors import InputError, naming, run
@@ -245,7 +245,7 @@ def main() -> None:
     if not series and any("_T1w." in scan.name for scan in scans):  # a BIDS tree: T1w is meant
         series = r"_T1w\."
     scans = select_scans(scans, series, table, rejections)
-    if unnamed := sum(scan.subject == stem(scan.name) for scan in scans):
+    if unnamed := sum(scan.is_unnamed for scan in scans):
         print(
             f"{unnamed} of {len(scans)} scans have no subject id in their paths: each counts as a person of its own. "
             "Where two show the same person, tell whose they are with --subject_pattern."

@@ -340,10 +340,8 @@ def test_a_damaged_shard_is_drawn_again(shards, described_pipeline, tmp_path, da
 
 
 def test_a_shard_is_held_as_long_as_its_content_is_what_was_written(tmp_path):
-    shards, part = (
-        ParquetShards(tmp_path, Provenance("P", "M", "w", "c", "unknown", "float32", {}, seed=0), 6),
-        range(6),
-    )
+    provenance, part = Provenance("P", "M", "w", "c", "unknown", "float32", {}, seed=0), range(6)
+    shards = ParquetShards(tmp_path, provenance, 6)
     shards.write(part, ((np.full((8, 8), i, np.uint8), {}) for i in part))
     assert shards.holds(part) and not shards.holds(range(7))
     file = tmp_path / "data" / "train-00000.parquet"

@@ -8,7 +8,7 @@ from .errors import InputError
 from .files import check_replaceable, replacing
 from .hub.model_card import write_model_card
 from .hub.record import denoiser_stages, read_record, tokenizer_stages, under_all_terms, write_record
-from .pictures import covariate_sheet, sample_sheet, save_picture
+from .pictures import save_sheets
 from .pipelines import load_pipeline
 from .vqgan.model import load_vq_model
 
@@ -38,11 +38,9 @@ def exchange_decoder(pipeline: str, vqvae: str, output_dir: Path) -> None:
     pipe.register_modules(vqvae=model)
     with replacing(output_dir) as folder:
         pipe.save_pretrained(folder)
-        save_picture(sample_sheet(pipe, seed=0, num_images=16, columns=8), folder / "samples.png")
-        if pipe.known_covariates:
-            save_picture(covariate_sheet(pipe, seed=0), folder / "covariates.png")
-        if record := read_record(pipeline):
-            stages = tokenizer_stages(vqvae) + denoiser_stages(pipeline)
+        save_sheets(pipe, 0, folder)
+        if record := read_record(pipe.loaded_from):
+            stages = tokenizer_stages(vqvae) + denoiser_stages(pipe.loaded_from)
             write_record(folder, under_all_terms(record["data"], stages), stages)
             write_model_card(folder, name=output_dir.name)
 

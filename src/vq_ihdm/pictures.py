@@ -74,3 +74,10 @@ def log_picture(accelerator: Accelerator, name: str, picture: Image.Image, step:
             import trackio
 
             tracker.log({name: trackio.Image(picture)}, step=step)
+
+
+def save_sheets(pipeline: DiffusionPipeline, seed: int, folder: Path) -> None:
+    """`samples.png` and, of a pipeline that can be asked for something, `covariates.png` beside its weights."""
+    save_picture(sample_sheet(pipeline, seed, num_images=16, columns=8), folder / "samples.png")
+    if pipeline.known_covariates:
+        save_picture(covariate_sheet(pipeline, seed), folder / "covariates.png")

@@ -155,7 +155,7 @@ class CovariateTable:
     @staticmethod
     def _text(table: pd.DataFrame, names: tuple[str, ...]) -> pd.Series:
         column = find_column(table, names)
-        return table[column].fillna("").str.strip() if column else pd.Series("", table.index)
+        return table[column].fillna("") if column else pd.Series("", table.index)
 
     def lookup(
         self, subject: str, date: str = "", image_id: str = "", session: str = "", path: str = ""

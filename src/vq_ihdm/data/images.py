@@ -94,7 +94,7 @@ def _hold_out_subjects(train: Dataset, source: str) -> DatasetDict:
             f"{source} has no validation split and no column 'subject' to make one from; "
             "add a metadata.csv with file_name,subject"
         )
-    people = [str(subject).strip() for subject in train["subject"]]
+    people = _people(train)
     subjects = sorted(set(people))
     if len(subjects) < 2:
         raise InputError(f"{source} has a single subject; a held-out measure needs at least two")
@@ -103,12 +103,16 @@ def _hold_out_subjects(train: Dataset, source: str) -> DatasetDict:
     return DatasetDict(train=train.select(np.flatnonzero(~rows)), validation=train.select(np.flatnonzero(rows)))
 
 
+def _people(split: Dataset) -> list[str]:
+    """Whose each image is: ids without the spaces around them, empty where there is none."""
+    return ["" if subject is None else str(subject).strip() for subject in split["subject"]]
+
+
 def _check_subjects(splits: DatasetDict, source: str) -> None:
     """Held-out figures are worth nothing of people a model has seen, or was chosen by."""
-    told = {name: split["subject"] for name, split in splits.items() if "subject" in split.column_names}
-    if any(subject is None or not str(subject).strip() for subjects in told.values() for subject in subjects):
+    known = {name: set(_people(split)) for name, split in splits.items() if "subject" in split.column_names}
+    if any("" in subjects for subjects in known.values()):
         raise InputError(f"{source} has images without a subject; give each one in its metadata.csv")
-    known = {name: {str(subject).strip() for subject in subjects} for name, subjects in told.items()}
     for one, other in combinations(known, 2):
         if shared := known[one] & known[other]:
             raise InputError(

@@ -34,6 +34,11 @@ class Scan:
     date: str  # ISO
     image_id: str  # number in the ADNI archive
 
+    @property
+    def is_unnamed(self) -> bool:
+        """Whether its path tells no subject, so that the file's name stands for one."""
+        return self.subject == stem(self.name)
+
 
 def volume_names(folder: Path, onerror: Callable[[OSError], None] | None = None) -> list[str]:
     """Paths of the volumes below `folder`, sorted.
@@ -157,7 +162,7 @@ def select_scans(scans: list[Scan], series: str, table: CovariateTable | None, r
         )
     named_by_file = {}
     for scan in selected:
-        if scan.subject == stem(scan.name):
+        if scan.is_unnamed:
             other = named_by_file.setdefault(scan.subject, scan)
             if other.path.parent != scan.path.parent:
                 raise InputError(

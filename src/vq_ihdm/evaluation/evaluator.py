@@ -107,6 +107,11 @@ class EvaluationSet:
             self._training_samples[num_images] = Sample(image_set, features, measure_anatomy(image_set.images))
         return self._training_samples[num_images]
 
+    def decoded_stand_in(self, tokenized: Tokenized, num_images: int) -> ImageSet:
+        """Those training images through the tokenizer: what a perfect stage 2 would draw."""
+        index = self.training_index(num_images)
+        return ImageSet(tokenized.training[index], self.training.subjects[index])
+
     @cached_property
     def pixels(self) -> Space:
         """Images with their root mean square difference, white = 1, as they are or mirrored."""
@@ -221,8 +226,7 @@ def evaluate_images(
     measured, floor, ceiling = reference.compare(sample), reference.compare(floor_sample), {}
     figures = []
     if tokenized is not None:
-        index = reference.training_index(len(generated))
-        decoded = ImageSet(tokenized.training[index], reference.training.subjects[index])
+        decoded = reference.decoded_stand_in(tokenized, len(generated))
         ceiling = reference.compare(reference.describe(decoded))
         figures += reconstruction_figures(tokenized.held_out, reference)
         figures += second_stage_figures(sample.image_set, decoded, codes, tokenized, reference)

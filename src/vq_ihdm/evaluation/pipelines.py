@@ -158,9 +158,9 @@ def covariate_figures(
     decoded = None
     if tokenized is not None:
         index = reference.training_index(len(images))
-        stand_in = ImageSet(tokenized.training[index], reference.training.subjects[index])
         held_out_decoded = ImageSet(tokenized.held_out, reference.held_out.subjects)
-        decoded = label(stand_in, tables[0][index]), label(held_out_decoded, tables[1])
+        stand_in = label(reference.decoded_stand_in(tokenized, len(images)), tables[0][index])
+        decoded = stand_in, label(held_out_decoded, tables[1])
     return conditioning_figures(known, training, held_out, label(independent(images), asked), decoded)
 
 

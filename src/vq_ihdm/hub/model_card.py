@@ -23,7 +23,7 @@ from .audit import audit_failures, memorisation_figures
 from .evaluated_data import own_report
 from .figures import TASK, control_figures, eval_results, figure_table, headlines, quality
 from .model_files import system_of
-from .record import RECORD, own_record
+from .record import RECORD, own_record, told_digests
 
 SOURCES = {source.name: source for source in (ADNI, IXI, OASIS1, OWN, TEMPLATE)}
 UNITS = {"usage": ("share of codes in use", "{:.0%}"), "perplexity": ("perplexity of the codes", "{:.0f}")}
@@ -276,7 +276,7 @@ def describe_earlier(record: dict[str, Any]) -> str:
     if others := sorted({entry["source"] for entry in earlier} - {data["source"]}):
         sentences.append(f" Earlier trainings learnt from other data: {', '.join(others)}.")
     same_source = [entry for entry in [data, *earlier] if entry["source"] == data["source"]]
-    if len({entry["digest"] for entry in same_source if "digest" in entry}) > 1:
+    if len(told_digests(*same_source)) > 1:
         sentences.append(
             f" An earlier training learnt from another selection of {data['source']}: where that was split otherwise, "
             "people held out here may have been seen."

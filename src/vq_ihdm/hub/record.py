@@ -121,6 +121,11 @@ def of_stage(data: dict[str, Any]) -> dict[str, Any]:
     return {name: data[name] for name in OF_STAGE if name in data}
 
 
+def told_digests(*entries: dict[str, Any]) -> set[str]:
+    """The digests of the sets behind these `data`, as far as they tell one; of one set there is one at most."""
+    return {entry["digest"] for entry in entries if "digest" in entry}
+
+
 def under_all_terms(data: dict[str, Any], stages: list[dict[str, Any]]) -> dict[str, Any]:
     """`data` under the terms of everything that any of the `stages` learnt from."""
     learnt = [data, *(stage["data"] for stage in stages if "data" in stage)]

@@ -12,7 +12,7 @@ from ..hub.audit_index import write_audit_index
 from ..hub.model_card import write_model_card
 from ..hub.publishing import push
 from ..hub.record import data_facts, denoiser_stages, stage_record, tokenizer_stages, under_all_terms, write_record
-from ..pictures import covariate_sheet, sample_sheet, save_picture
+from ..pictures import save_sheets
 from ..pipelines.slice_pipeline import SlicePipeline
 from ..pipelines.token_pipeline import TokenPipeline
 
@@ -56,9 +56,7 @@ def describe(
         args, metrics, splits: see `record_of`.
     """
     data, stages = record_of(pipeline, args, metrics, splits)
-    save_picture(sample_sheet(pipeline, args.seed, num_images=16, columns=8), folder / "samples.png")
-    if pipeline.known_covariates:
-        save_picture(covariate_sheet(pipeline, args.seed), folder / "covariates.png")
+    save_sheets(pipeline, args.seed, folder)
     if data["redistribution"]:
         write_audit_index(folder, splits)
     write_record(folder, data, stages)
