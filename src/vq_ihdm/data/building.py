@@ -216,6 +216,27 @@ def slice_levels(rows: Sequence[Mapping[str, Any]]) -> list[float]:
     return levels
 
 
+class SetDigests:
+    """`published` takes in all that a set holds; `content` tells sets apart whatever pseudonyms they were given."""
+
+    def __init__(self) -> None:
+        self._published, self._contents = hashlib.sha256(), []
+
+    def add(self, row: dict[str, Any], split: str) -> None:
+        values = [value for column, value in row.items() if column not in ("image", "subject")]
+        content = row["image"] + f"{split} {values}".encode()
+        self._contents.append(hashlib.sha256(content).digest())
+        self._published.update(content + row["subject"].encode())
+
+    @property
+    def published(self) -> str:
+        return self._published.hexdigest()[:16]
+
+    @property
+    def content(self) -> str:
+        return hashlib.sha256(b"".join(sorted(self._contents))).hexdigest()[:16]
+
+
 def build_set(
     args: argparse.Namespace,
     *,
@@ -255,17 +276,13 @@ def build_set(
     split_of = split_subjects(strata, args.split, args.seed)
     report = args.output_dir.with_name(args.output_dir.name + ".left_out.csv")
 
-    # One digest takes in all that is published; the other tells contents apart, whatever pseudonyms they were given.
-    counts, published_digest, contents = {}, hashlib.sha256(), []
+    counts, digests = {}, SetDigests()
 
     def published_rows(subject: str) -> list[dict[str, Any]]:
         rows = [{**row, "subject": published[subject]} for row in rows_of(subject)]
         rows = [{**row, "slice_level": level} for row, level in zip(rows, slice_levels(rows), strict=True)]
         for row in rows:
-            values = [row[column] for column in features if column not in ("image", "subject")]
-            content = row["image"] + f"{split_of[subject]} {values}".encode()
-            contents.append(hashlib.sha256(content).digest())
-            published_digest.update(content + row["subject"].encode())
+            digests.add({column: row[column] for column in features}, split_of[subject])
         return rows
 
     with (
@@ -288,9 +305,8 @@ def build_set(
                 counts[split] = {"subjects": len(slices), "slices": slices.total()}
         # `load_dataset` finds its cached copy by the folder's last name and the card, not by the files' content: a
         # digest in their names, which the card gives, keeps sets of the same name and columns apart.
-        version = published_digest.hexdigest()[:16]
         for path in (folder / "data").iterdir():
-            path.rename(path.with_stem(f"{path.stem}-{version}"))
+            path.rename(path.with_stem(f"{path.stem}-{digests.published}"))
         facts = {
             "spacing_mm": [float(mm) for mm in spacing_mm],
             "image_size": list(args.image_size),
@@ -301,11 +317,11 @@ def build_set(
             "template": not source.people,
             "splits": counts,
             "preparation": {name: str(value) for name, value in settings.items()},
-            "digest": hashlib.sha256(b"".join(sorted(contents))).hexdigest()[:16],
+            "digest": digests.content,
         }
         (folder / "vq_ihdm.json").write_text(json.dumps(facts, indent=2) + "\n")
         choices = {"seed": args.seed, "shares of the splits": args.split, "inputs": str(rejections)}
-        write_data_card(folder, source, features, facts, {**settings, **choices}, version)
+        write_data_card(folder, source, features, facts, {**settings, **choices}, digests.published)
     for split, count in counts.items():
         print(f"{split}: {count['slices']} slices of {count['subjects']} subjects")
     rejections.write(report)
