@@ -339,3 +339,12 @@ def generated(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("generated") / "images"
     run_script("generate.py", "--pipeline", pipeline_folder, "--output_dir", folder, *GENERATE_FLAGS)
     return folder
+
+
+@pytest.fixture
+def generate(pipeline_folder, tmp_path):
+    def run(*arguments, output_dir=tmp_path / "images", pipeline=pipeline_folder) -> Path:
+        run_script("generate.py", "--pipeline", pipeline, "--output_dir", output_dir, *arguments)
+        return output_dir
+
+    return run
