@@ -66,6 +66,16 @@ def test_every_figure_has_n_an_interval_and_a_floor(report, reference):
     for name in ("kid", "fid", "recall", "coverage", "wasserstein_brain_area"):
         assert real.figure(name).generated.value == report.figure(name).floor.value
         assert report.figure(name).floor.value != report.figure(name).generated.value
+        assert real.figure(name).floor == report.figure(name).floor
+    # As generated images each is its own, as scans the person's: not one interval for both.
+    assert real.figure("kid").generated.interval != real.figure("kid").floor.interval
+
+
+def test_a_reconstruction_has_its_own_interval_where_it_was_compared_unpaired_before(reference):
+    images, people = reference.held_out.images // 2, reference.held_out.subjects
+    unpaired, paired = (reference.fidelity(ImageSet(images, people), reference.held_out, p) for p in (False, True))
+    assert paired["kid", "tiny"].value == unpaired["kid", "tiny"].value
+    assert paired["kid", "tiny"].interval != unpaired["kid", "tiny"].interval
 
 
 def test_no_image_is_shown_to_a_network_twice(tmp_path):

@@ -41,6 +41,14 @@ class Sample:
     anatomy: dict[str, np.ndarray]
 
 
+SetKey = tuple[str, bytes]
+
+
+def set_key(image_set: ImageSet) -> SetKey:
+    """By which figures are remembered: the same images of other people have other intervals."""
+    return content_key(image_set.images), image_set.subjects.tobytes()
+
+
 class EvaluationSet:
     """The real images and everything about them that does not depend on a system, each computed when first needed.
 
@@ -62,9 +70,10 @@ class EvaluationSet:
                     f"{image_set.num_subjects} {side} subjects are too few: intervals over subjects need at least "
                     f"{MIN_SUBJECTS}; choose more splits or build a larger set"
                 )
-        self._training_samples: dict[int, Sample] = {}
-        self._compared: dict[str, dict[tuple[str, str], Estimate]] = {}
-        self._fidelity: dict[tuple[str, str], dict[str, dict[str, Estimate]]] = {}
+        # By content, so that floor and ceiling are measured once for many systems.
+        self._features: dict[str, dict[str, Features]] = {}
+        self._compared: dict[SetKey, dict[tuple[str, str], Estimate]] = {}
+        self._fidelity: dict[tuple[SetKey, SetKey, bool], dict[tuple[str, str], Estimate]] = {}
 
     def check(self, images: np.ndarray, side: str) -> None:
         """Raise an InputError if images (N, H, W) are too few to be measured or not of the training images' size."""
@@ -80,17 +89,23 @@ class EvaluationSet:
                 "bring them to one size"
             )
 
+    def features_of(self, images: np.ndarray) -> dict[str, Features]:
+        """By network."""
+        key = content_key(images)
+        if key not in self._features:
+            self._features[key] = {network.name: network(images) for network in self.networks}
+        return self._features[key]
+
     def describe(self, image_set: ImageSet) -> Sample:
-        features = {network.name: network(image_set.images) for network in self.networks}
-        return Sample(image_set, features, measure_anatomy(image_set.images))
+        return Sample(image_set, self.features_of(image_set.images), measure_anatomy(image_set.images))
 
     @cached_property
     def held_out_sample(self) -> Sample:
         return self.describe(self.held_out)
 
-    @cached_property
+    @property
     def training_features(self) -> dict[str, Features]:
-        return {network.name: network(self.training.images) for network in self.networks}
+        return self.features_of(self.training.images)
 
     def training_index(self, num_images: int) -> np.ndarray:
         """Which training images stand for `num_images` generated ones: a random choice, all if there are fewer.
@@ -100,12 +115,11 @@ class EvaluationSet:
         return np.random.default_rng(0).permutation(len(self.training))[:num_images]
 
     def training_sample(self, num_images: int) -> Sample:
-        if num_images not in self._training_samples:
-            index = self.training_index(num_images)
-            image_set = self.training.take(index)
-            features = {name: features.take(index) for name, features in self.training_features.items()}
-            self._training_samples[num_images] = Sample(image_set, features, measure_anatomy(image_set.images))
-        return self._training_samples[num_images]
+        index = self.training_index(num_images)
+        image_set = self.training.take(index)
+        features = {name: features.take(index) for name, features in self.training_features.items()}
+        self._features[content_key(image_set.images)] = features  # which no network has to see again
+        return self.describe(image_set)
 
     def decoded_stand_in(self, tokenized: Tokenized, num_images: int) -> ImageSet:
         """Those training images through the tokenizer: what a perfect stage 2 would draw."""
@@ -150,38 +164,26 @@ class EvaluationSet:
         """Any other space, from one vector an image; see `Space`."""
         return Space(name, training, self.training.subjects, held_out, self.held_out.subjects, scale, **how)
 
-    def fidelity(
-        self, sample: ImageSet, real: ImageSet, paired: bool = False, features: dict[str, Features] | None = None
-    ) -> dict[tuple[str, str], Estimate]:
-        """`fidelity.fidelity` of a sample by (name, features); remembered by content for many systems.
-
-        Args:
-            features: of the sample by network, where they are known.
-        """
-        key = content_key(sample.images), content_key(real.images)
+    def fidelity(self, sample: ImageSet, real: ImageSet, paired: bool = False) -> dict[tuple[str, str], Estimate]:
+        """`fidelity.fidelity` of a sample by (name, features)."""
+        key = set_key(sample), set_key(real), paired
         if key not in self._fidelity:
+            ours, theirs = self.features_of(sample.images), self.features_of(real.images)
             self._fidelity[key] = {
-                (name, network.name): estimate
-                for network in self.networks
+                (name, network): estimate
+                for network in ours
                 for name, estimate in fidelity(
-                    features[network.name] if features else network(sample.images),
-                    network(real.images),
-                    sample.subjects,
-                    real.subjects,
-                    paired,
+                    ours[network], theirs[network], sample.subjects, real.subjects, paired
                 ).items()
             }
         return self._fidelity[key]
 
     def compare(self, sample: Sample) -> dict[tuple[str, str], Estimate]:
-        """Fidelity, diversity and anatomy of a sample against the held-out images, by (name, features).
-
-        Remembered by content: floor and ceiling are measured once for many systems.
-        """
+        """Fidelity, diversity and anatomy of a sample against the held-out images, by (name, features)."""
         image_set = sample.image_set
-        key = content_key(image_set.images)
+        key = set_key(image_set)
         if key not in self._compared:
-            estimates = dict(self.fidelity(image_set, self.held_out, features=sample.features))
+            estimates = dict(self.fidelity(image_set, self.held_out))
             estimates["ms_ssim", "pixels"] = pair_similarity(image_set)
             compared = image_set.take(choice(image_set.subjects, MAX_NEIGHBOURS))
             images, groups = compared.images, compared.subjects
@@ -280,13 +282,13 @@ def positive_control(
     Args:
         generated: (N,) relative distances of the generated images, by space.
     """
-    index, network = reference.training_index(MAX_PLANTED), reference.networks[0]
-    planted = {"verbatim": (reference.training.images[index], reference.training_features[network.name].take(index))}
+    index, primary = reference.training_index(MAX_PLANTED), reference.networks[0].name
+    planted = {"verbatim": (reference.training.images[index], reference.training_features[primary].take(index))}
     if tokenized is not None:
-        planted["decoded"] = (tokenized.training[index], network(tokenized.training[index]))
+        planted["decoded"] = (tokenized.training[index], reference.features_of(tokenized.training[index])[primary])
     power = []
     for copies, (images, features) in planted.items():
-        vectors = {"pixels": images, "decoded pixels": images, network.name: perceptual_vectors(features)}
+        vectors = {"pixels": images, "decoded pixels": images, primary: perceptual_vectors(features)}
         if tokenized is not None:
             vectors["codes"] = tokenized.training_codes[index, 0]
         relative = {space.name: relative_distance(*space.search(vectors[space.name])) for space in spaces}

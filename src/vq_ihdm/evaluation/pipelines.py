@@ -4,7 +4,7 @@ report = evaluate_pipeline(load_pipeline("runs/ihdm/pipeline"), reference, num_i
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -129,7 +129,8 @@ def prior_figures(
             batch = batch.to(pipe.device)
             return modes(blur(batch[:, None] / 255 if tokenized is None else pipe.embed_codes(batch), pipe.prior.sigma))
 
-        return _in_batches(state, torch.from_numpy(views).flatten(0, 1), 256, "blurring").unflatten(0, (-1, 2)).numpy()
+        batches = tqdm(torch.from_numpy(views).flatten(0, 1).split(256), "blurring", leave=False)
+        return torch.cat([state(batch).cpu() for batch in batches]).unflatten(0, (-1, 2)).numpy()
 
     if tokenized is None:
         sides = (np.stack([s.images, s.images[..., ::-1]], axis=1) for s in (reference.training, reference.held_out))
@@ -148,10 +149,10 @@ def covariate_figures(
     tokenized: Tokenized | None = None,
 ) -> list[Figure]:
     """Whether images (N, H, W) uint8 show the covariates (N, C) that were asked for; see `conditioning`."""
-    primary = reference.networks[0]
 
     def label(image_set: ImageSet, table: torch.Tensor) -> Labelled:
-        return Labelled(primary(image_set.images).pooled.numpy(), table.numpy(), image_set.subjects)
+        features = reference.features_of(image_set.images)[reference.networks[0].name]
+        return Labelled(features.pooled.numpy(), table.numpy(), image_set.subjects)
 
     tables = [covariate_table(known, side.split) for side in (reference.training, reference.held_out)]
     training, held_out = map(label, (reference.training, reference.held_out), tables)
@@ -162,10 +163,3 @@ def covariate_figures(
         stand_in = label(reference.decoded_stand_in(tokenized, len(images)), tables[0][index])
         decoded = stand_in, label(held_out_decoded, tables[1])
     return conditioning_figures(known, training, held_out, label(independent(images), asked), decoded)
-
-
-def _in_batches(
-    function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, batch_size: int, description: str
-) -> torch.Tensor:
-    batches = tqdm(rows.split(batch_size), description, leave=False)
-    return torch.cat([function(batch).cpu() for batch in batches])

@@ -42,16 +42,9 @@ def code_figures(
     """
     each, size = np.arange(len(codes)), tokenized.codebook_size
     stand_in, held_out_codes = tokenized.training_codes[training_index, 0], tokenized.held_out_codes[:, 0]
-    figures = [
-        Figure(name, "codes", measured[name], ceiling=real[name])
-        for measured, real in [
-            (
-                usage(codes, each, held_out_codes, people, size),
-                usage(stand_in, training_groups, held_out_codes, people, size),
-            )
-        ]
-        for name in measured
-    ]
+    measured = usage(codes, each, held_out_codes, people, size)
+    best = usage(stand_in, training_groups, held_out_codes, people, size)
+    figures = [Figure(name, "codes", measured[name], ceiling=best[name]) for name in measured]
     training = tokenized.training_codes.reshape(-1, *codes.shape[1:])
     for lag in LAGS:
         if lag < min(codes.shape[1:]):
