@@ -12,7 +12,7 @@ wgan, alphawgan, vaegan, ccegan
 
 `--model <model> --help` lists the flags of one model; its section of a preset is called `baseline_<model>`. Under
 --output_dir the script leaves `checkpoint-<step>/`, `best/`, `last/`, `pipeline/` (around `best/`), `samples.png`,
-`config.json`, `metrics.json` and the trackers' `logs/`.
+`config.json` and the trackers' `logs/`.
 """
 
 import argparse
@@ -180,7 +180,7 @@ def add_absorbing_arguments(parser: argparse.ArgumentParser) -> None:
 
 def train_absorbing(
     args: argparse.Namespace, accelerator: TimedAccelerator, splits: DatasetDict
-) -> tuple[TrainingRun, Callable[[], DiffusionPipeline]]:
+) -> Callable[[], DiffusionPipeline]:
     source = args.dataset_name or args.train_data_dir
     vqvae, train_codes, held_out_codes = load_tokens(args.vqvae, splits, source, args.random_flip, accelerator)
     known_covariates = find_vocabulary(splits["train"], args.covariates, source)
@@ -213,7 +213,7 @@ def train_absorbing(
         return {"reweighted_elbo": elbo}, {"samples": sample_sheet(pipeline, args.seed)}
 
     run = train_network(args, accelerator, AbsorbingDenoiser(config), range(len(train_codes)), loss, validate)
-    return run, lambda: AbsorbingDiffusionPipeline(vqvae, load_component(AbsorbingDenoiser, run.best_folder))
+    return lambda: AbsorbingDiffusionPipeline(vqvae, load_component(AbsorbingDenoiser, run.best_folder))
 
 
 # ---- latent diffusion -----------------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ def add_ldm_arguments(parser: argparse.ArgumentParser) -> None:
 
 def train_ldm(
     args: argparse.Namespace, accelerator: TimedAccelerator, splits: DatasetDict
-) -> tuple[TrainingRun, Callable[[], DiffusionPipeline]]:
+) -> Callable[[], DiffusionPipeline]:
     device = accelerator.device
     source = args.dataset_name or args.train_data_dir
     vqvae, train_codes, held_out_codes = load_tokens(args.vqvae, splits, source, args.random_flip, accelerator)
@@ -259,9 +259,7 @@ def train_ldm(
         return {"squared_error": error}, {"samples": sample_sheet(pipeline, args.seed)}
 
     run = train_network(args, accelerator, unet, range(len(train_codes)), loss, validate)
-    return run, lambda: LatentDiffusionPipeline(
-        vqvae, load_component(UNet2DModel, run.best_folder), sampling_scheduler()
-    )
+    return lambda: LatentDiffusionPipeline(vqvae, load_component(UNet2DModel, run.best_folder), sampling_scheduler())
 
 
 # ---- inverse heat dissipation of pixels -----------------------------------------------------------------------
@@ -286,7 +284,7 @@ def add_pixel_ihdm_arguments(parser: argparse.ArgumentParser) -> None:
 
 def train_pixel_ihdm(
     args: argparse.Namespace, accelerator: TimedAccelerator, splits: DatasetDict
-) -> tuple[TrainingRun, Callable[[], DiffusionPipeline]]:
+) -> Callable[[], DiffusionPipeline]:
     check_prior_arguments(args)
     if args.sigma_min > args.sigma_max:
         raise InputError(f"--sigma_min {args.sigma_min} lies above --sigma_max {args.sigma_max}; swap them")
@@ -325,7 +323,7 @@ def train_pixel_ihdm(
 
     unet = create_unet(height, width, args.block_out_channels, args.layers_per_block, args.norm_num_groups)
     run = train_network(args, accelerator, unet, train_set, loss, validate)
-    return run, lambda: PixelIHDMPipeline(load_component(UNet2DModel, run.best_folder), prior, scheduler)
+    return lambda: PixelIHDMPipeline(load_component(UNet2DModel, run.best_folder), prior, scheduler)
 
 
 # ---- GANs -----------------------------------------------------------------------------------------------------
@@ -355,7 +353,7 @@ def add_vaegan_arguments(parser: argparse.ArgumentParser) -> None:
 
 def train_gan(
     args: argparse.Namespace, accelerator: TimedAccelerator, splits: DatasetDict
-) -> tuple[TrainingRun, Callable[[], DiffusionPipeline]]:
+) -> Callable[[], DiffusionPipeline]:
     size = check_image_size(splits["train"], args.dataset_name or args.train_data_dir, FACTOR)
     if args.model == "wgan" and min(size) < WGAN.SMALLEST_SIDE:
         raise InputError(
@@ -386,7 +384,7 @@ def train_gan(
         return {"pixel_mmd": float(distance)}, {"samples": sample_sheet(pipeline, args.seed)}
 
     run = train_adversarial(args, accelerator, gan, SliceTensors(splits["train"]), validate)
-    return run, lambda: GANPipeline(load_component(LatentDecoder, run.best_folder))
+    return lambda: GANPipeline(load_component(LatentDecoder, run.best_folder))
 
 
 # ---- main -----------------------------------------------------------------------------------------------------
@@ -421,9 +419,9 @@ def main() -> None:
     set_seed(args.seed, device_specific=True)
     splits = load_slices(args.dataset_name, args.train_data_dir, args.image_column, args.resolution, args.center_crop)
     _, train = MODELS[model]
-    run, best_pipeline = train(args, accelerator, splits)
+    best_pipeline = train(args, accelerator, splits)
     if accelerator.is_main_process:
-        save_trained_pipeline(best_pipeline(), args, run.best, splits)
+        save_trained_pipeline(best_pipeline(), args, splits)
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def main() -> None:
 
     if accelerator.is_main_process:
         best = load_component(VQIHDMDenoiser, run.best_folder)
-        save_trained_pipeline(VQIHDMPipeline(vqvae, best, prior, scheduler), args, run.best, splits)
+        save_trained_pipeline(VQIHDMPipeline(vqvae, best, prior, scheduler), args, splits)
 
 
 def check_covariates(args: argparse.Namespace, denoiser: VQIHDMDenoiser, columns: list[str], source: str) -> None:

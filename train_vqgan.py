@@ -17,7 +17,6 @@ and the trackers' `logs/`.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -30,10 +29,10 @@ from vq_ihdm.data.slices import mirror_at_random, spread_slices
 from vq_ihdm.errors import InputError
 from vq_ihdm.errors import run as run_script
 from vq_ihdm.hub.model_card import write_model_card
-from vq_ihdm.hub.publishing import push
-from vq_ihdm.hub.record import data_facts, stage_record, tokenizer_stages, under_all_terms, write_record
+from vq_ihdm.hub.record import data_facts, tokenizer_stages
 from vq_ihdm.pictures import reconstruction_sheet
 from vq_ihdm.training.config import add_training_arguments, parse_args
+from vq_ihdm.training.describe import publish_if_asked, record_kept
 from vq_ihdm.training.preparation import clip_gradients, make_accelerator, make_scheduler, prepare_network
 from vq_ihdm.training.run import TrainingRun
 from vq_ihdm.training.state import load_state
@@ -201,7 +200,12 @@ def main() -> None:
                 run.keep(*validate(ema.module, perceptual, held_out))
 
     if accelerator.is_main_process:
-        describe_and_publish(run, data_facts(args.dataset_name, splits, args.resolution))
+        earlier = args.pretrained_model_name_or_path
+        data = data_facts(args.dataset_name, splits, args.resolution)
+        record_kept(args, data, tokenizer_stages(earlier) if earlier else [])
+        for kept in (run.best_folder, run.output_dir / "last"):
+            write_model_card(kept, name=kept.name)
+        publish_if_asked(run.best_folder, args)
 
 
 def make_networks(
@@ -279,23 +283,6 @@ def validate(averaged: TrainableVQModel, perceptual: PerceptualLoss | None, held
     metrics = {"l1+lpips": sum(means.values()), **means, "usage": usage_share, "perplexity": perplexity}
     shown = torch.linspace(0, len(held_out) - 1, min(8, len(held_out))).long()
     return metrics, {"reconstructions": reconstruction_sheet(held_out[shown], torch.cat(decoded)[shown])}
-
-
-def describe_and_publish(run: TrainingRun, about_data: dict) -> None:
-    """Give both kept models their record and card, and with --push_to_hub publish the best.
-
-    What was known of a model they learnt on from is taken over.
-    """
-    args = run.args
-    earlier = args.pretrained_model_name_or_path
-    stages = tokenizer_stages(earlier) if earlier else []
-    for folder in (run.best_folder, run.output_dir / "last"):
-        metrics = json.loads((folder / "metrics.json").read_text())
-        trainings = [*stages, stage_record(args, metrics, about_data)]
-        write_record(folder, under_all_terms(about_data, trainings), trainings)
-        write_model_card(folder, name=folder.name)
-    if args.push_to_hub:
-        push(run.best_folder, args)
 
 
 if __name__ == "__main__":

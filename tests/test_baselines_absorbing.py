@@ -246,7 +246,7 @@ def test_command_line_and_exact_resume(template_set, tmp_path):
     files = ["checkpoint-4/state.safetensors", "pipeline/denoiser/model.safetensors", "samples.png"]
     for file in files:
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "resumed" / file).read_bytes(), file
-    metrics = json.loads((tmp_path / "whole" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "whole" / "best" / "metrics.json").read_text())
     assert 0 < metrics["reweighted_elbo"] < math.log(NUM_CODES)
     pipeline = load_pipeline(tmp_path / "whole" / "pipeline")
     assert isinstance(pipeline, AbsorbingDiffusionPipeline)

@@ -268,7 +268,7 @@ def flags(name, template_set, steps):
 @pytest.mark.parametrize("name", GANS)
 def test_command_line(name, template_set, tmp_path):
     run_script("train_baseline.py", *flags(name, template_set, 1), "--output_dir", tmp_path)
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "best" / "metrics.json").read_text())
     assert math.isfinite(metrics["pixel_mmd"])
     batches = {"wgan": 6, "alphawgan": 3, "vaegan": 3, "ccegan": 5}[name]
     assert (metrics["step"], metrics["images_seen"]) == (1, 4 * batches)

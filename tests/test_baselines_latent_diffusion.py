@@ -154,7 +154,7 @@ def test_command_line_and_exact_resume(template_set, tmp_path):
     files = ["checkpoint-4/state.safetensors", "pipeline/unet/diffusion_pytorch_model.safetensors", "samples.png"]
     for file in files:
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "resumed" / file).read_bytes(), file
-    assert 0 < json.loads((tmp_path / "whole" / "metrics.json").read_text())["squared_error"] < 2
+    assert 0 < json.loads((tmp_path / "whole" / "best" / "metrics.json").read_text())["squared_error"] < 2
     pipeline = load_pipeline(tmp_path / "whole" / "pipeline")
     assert isinstance(pipeline, LatentDiffusionPipeline) and pipeline.vqvae.config.scaling_factor != 1
     assert pipeline(1, num_inference_steps=2).images[0].size == (32, 32)

@@ -179,7 +179,7 @@ def test_command_line_and_exact_resume(template_set, tmp_path):
     )  # fmt: skip
     for file in ("checkpoint-4/state.safetensors", "samples.png"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "resumed" / file).read_bytes(), file
-    assert json.loads((tmp_path / "whole" / "metrics.json").read_text())["squared_error"] > 0
+    assert json.loads((tmp_path / "whole" / "best" / "metrics.json").read_text())["squared_error"] > 0
     pipeline = load_pipeline(tmp_path / "whole" / "pipeline")
     assert pipeline.prior.config.kind == "images"
     assert pipeline(1).images[0].size == (32, 32)

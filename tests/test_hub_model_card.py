@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import run_script, tiny_vq_ihdm
+from datasets import DatasetDict
 from hub_fixtures import DATA, STAGE, evaluate, record
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
@@ -28,7 +29,7 @@ from vq_ihdm.hub.record import (
     under_all_terms,
     write_record,
 )
-from vq_ihdm.training.describe import describe
+from vq_ihdm.training.describe import save_trained_pipeline
 
 
 @pytest.fixture
@@ -216,22 +217,31 @@ def test_a_model_of_unknown_origin_gets_no_card(pipeline_folder: Path):
         model_card(pipeline_folder)
 
 
+def arguments(tmp_path: Path, **given) -> argparse.Namespace:
+    """Of a training into a folder of its own."""
+    usual = {"dataset_name": None, "resolution": None, "seed": 0, "push_to_hub": False}
+    return argparse.Namespace(output_dir=str(tmp_path / "run"), **usual | given)
+
+
+def saved(args: argparse.Namespace, splits: DatasetDict) -> Path:
+    """What `save_trained_pipeline` makes of a training that ended after a minute."""
+    pipeline = tiny_vq_ihdm()
+    for kept in (Path(args.output_dir) / "best", Path(args.output_dir) / "last"):
+        pipeline.denoiser.save_pretrained(kept)
+        (kept / "metrics.json").write_text(json.dumps({"step": 1, "images_seen": 4, "seconds": 60.0}))
+    save_trained_pipeline(pipeline, args, splits)
+    return Path(args.output_dir) / "pipeline"
+
+
 @pytest.mark.parametrize("redistribution", [True, False])
 def test_no_picture_of_a_scan_lies_beside_the_weights(
     pipeline_folder: Path, template_set: Path, tmp_path: Path, redistribution: bool
 ):
-    data, model = (Path(shutil.copytree(f, tmp_path / f.name)) for f in (template_set, pipeline_folder))
+    data = Path(shutil.copytree(template_set, tmp_path / "data"))
     facts = json.loads((data / "vq_ihdm.json").read_text()) | {"redistribution": redistribution}
     (data / "vq_ihdm.json").write_text(json.dumps(facts))
-    args = argparse.Namespace(
-        dataset_name=str(data),
-        resolution=None,
-        vqvae=str(model),
-        seed=0,
-        train_batch_size=4,
-        gradient_accumulation_steps=1,
-    )
-    describe(model, tiny_vq_ihdm(), args, {"step": 1, "images_seen": 4, "seconds": 1.0}, load_slices(str(data)))
+    args = arguments(tmp_path, dataset_name=str(data), vqvae=str(pipeline_folder))
+    model = saved(args, load_slices(str(data)))
     assert [file.name for file in model.glob("*.png")] == ["samples.png"]
     assert (model / "audit_index.safetensors").is_file() == redistribution
     found = read_record(model)["data"]
@@ -246,11 +256,8 @@ def test_the_record_of_the_tokenizer_comes_along(pipeline_folder: Path, template
     write_record(vqvae, DATA, [trained, STAGE])  # as that of a pipeline, whose denoiser is not its tokenizer's
     write_model_card(vqvae)
     assert "VQModel.from_pretrained" in (vqvae / "README.md").read_text()
-    model = Path(shutil.copytree(pipeline_folder, tmp_path / "model"))
-    args = argparse.Namespace(
-        dataset_name=None, resolution=None, vqvae=str(vqvae), seed=0, train_batch_size=4, gradient_accumulation_steps=1
-    )
-    describe(model, tiny_vq_ihdm(), args, {"step": 1, "images_seen": 4, "seconds": 1.0}, load_slices(str(template_set)))
+    args = arguments(tmp_path, vqvae=str(vqvae))
+    model = saved(args, load_slices(str(template_set)))
     first, second = read_record(model)["stages"]
     assert first == trained | {"data": of_stage(DATA)} and second["step"] == 1
     assert read_record(model)["data"]["redistribution"] is False  # a plain folder of images counts as confidential
@@ -284,13 +291,9 @@ def test_the_size_that_images_were_brought_to(template_set: Path):
 def test_the_trainings_of_an_earlier_denoiser_come_along_each_once(model: Path, template_set: Path, tmp_path: Path):
     tokenizer = STAGE | {"script": "train_vqgan.py", "settings": {"num_vq_embeddings": 16}}
     write_record(model, DATA, [tokenizer, STAGE])
-    learnt_on = Path(shutil.copytree(model, tmp_path / "learnt_on"))
-    splits, metrics = load_slices(str(template_set)), {"step": 1, "images_seen": 4, "seconds": 60.0}
     for denoiser in (model, model / "denoiser"):
-        args = argparse.Namespace(
-            dataset_name=None, resolution=None, vqvae=str(model), pretrained_model_name_or_path=str(denoiser), seed=0
-        )
-        describe(learnt_on, tiny_vq_ihdm(), args, metrics, splits)
+        args = arguments(tmp_path / denoiser.name, vqvae=str(model), pretrained_model_name_or_path=str(denoiser))
+        learnt_on = saved(args, load_slices(str(template_set)))
         *earlier, last = read_record(learnt_on)["stages"]
         assert earlier == [stage | {"data": of_stage(DATA)} for stage in (tokenizer, STAGE)] and last["seconds"] == 60
     assert "Compute: 3 h 1 min" in section(model_card(learnt_on), "Training")

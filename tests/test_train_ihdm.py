@@ -31,7 +31,7 @@ def test_train_ihdm_leaves_a_pipeline(ihdm_run, vqgan_run):
     images = pipeline(2, generator=torch.Generator().manual_seed(0)).images
     assert [image.size for image in images] == [(32, 32)] * 2
     assert Image.open(ihdm_run / "samples.png").mode == "L"
-    assert json.loads((ihdm_run / "metrics.json").read_text())["cross_entropy"] > 0
+    assert json.loads((ihdm_run / "best" / "metrics.json").read_text())["cross_entropy"] > 0
 
 
 def test_embeddings_are_standardised_by_the_training_tokens(ihdm_run, template_set):

@@ -1,6 +1,5 @@
 """Upload a model, a data set or the demonstration page to the Hub: in one commit, after checks."""
 
-import argparse
 from collections.abc import Collection
 from pathlib import Path
 
@@ -44,13 +43,6 @@ def publish(folder: str | Path, repo_id: str, private: bool = True, allow: Colle
         contents["README.md"] = str(model_card(folder, repository.repo_id)).encode()
     repository.commit(contents, COMMIT_MESSAGE, mirror=True)
     return repository.url
-
-
-def push(folder: Path, args: argparse.Namespace) -> None:
-    """What --push_to_hub does at the end of a training; `args`: the shared flags of the train scripts."""
-    name = args.hub_model_id or Path(args.output_dir).resolve().name
-    allow = ["unevaluated"] if args.allow_unevaluated else []
-    print(f"published: {publish(folder, name, args.hub_private_repo, allow)}")
 
 
 def publish_space(root: Path, folder: Path, repo_id: str, private: bool = True, allow: Collection[str] = ()) -> str:

@@ -1,4 +1,4 @@
-"""The last step of a train script: a saved pipeline gets its record, its pictures and its card."""
+"""The last step of a train script: what was kept gets its record, a pipeline its pictures and its card, too."""
 
 import argparse
 import json
@@ -10,73 +10,63 @@ from datasets import DatasetDict
 from ..files import replacing
 from ..hub.audit_index import write_audit_index
 from ..hub.model_card import write_model_card
-from ..hub.publishing import push
-from ..hub.record import data_facts, denoiser_stages, stage_record, tokenizer_stages, under_all_terms, write_record
+from ..hub.publishing import publish
+from ..hub.record import (
+    data_facts,
+    denoiser_stages,
+    own_record,
+    stage_record,
+    tokenizer_stages,
+    under_all_terms,
+    write_record,
+)
 from ..pictures import save_sheets
 from ..pipelines.slice_pipeline import SlicePipeline
 from ..pipelines.token_pipeline import TokenPipeline
 
 
-def save_trained_pipeline(
-    pipeline: SlicePipeline,
-    args: argparse.Namespace,
-    metrics: dict[str, float],
-    splits: DatasetDict,
-) -> None:
-    """The end of a train script: `pipeline/` with its record and card, `metrics.json`, and on the Hub if asked for.
+def save_trained_pipeline(pipeline: SlicePipeline, args: argparse.Namespace, splits: DatasetDict) -> None:
+    """Save `pipeline/` around the network in `best/`, described, and publish it if asked for.
 
-    Both kept networks get their record too: another training may start from either.
-    """
-    output_dir = Path(args.output_dir)
-    for kept in (output_dir / "best", output_dir / "last"):
-        write_record(kept, *record_of(pipeline, args, json.loads((kept / "metrics.json").read_text()), splits))
-    with replacing(output_dir / "pipeline") as temporary:
-        pipeline.to("cpu").save_pretrained(temporary)
-        describe(temporary, pipeline, args, metrics, splits)
-    with replacing(output_dir / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(metrics, indent=2) + "\n")
-    print(f"the pipeline is in {output_dir / 'pipeline'}")
-    if args.push_to_hub:
-        push(output_dir / "pipeline", args)
-
-
-def describe(
-    folder: Path,
-    pipeline: SlicePipeline,
-    args: argparse.Namespace,
-    metrics: dict[str, float],
-    splits: DatasetDict,
-) -> None:
-    """Add to a saved pipeline's folder its record, its card, samples, and the index of `audit_index.py`.
-
-    No picture of a scan is among them. The index holds small copies of the training slices: it is left out where the
-    images must not be passed on.
-
-    Args:
-        args, metrics, splits: see `record_of`.
-    """
-    data, stages = record_of(pipeline, args, metrics, splits)
-    save_sheets(pipeline, args.seed, folder)
-    if data["redistribution"]:
-        write_audit_index(folder, splits)
-    write_record(folder, data, stages)
-    write_model_card(folder, name="pipeline")
-
-
-def record_of(
-    pipeline: SlicePipeline, args: argparse.Namespace, metrics: dict[str, float], splits: DatasetDict
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The `data` and `stages` of the record of weights that a train script kept.
+    No picture of a scan is among what describes it. The index of `audit_index.py` holds small copies of the training
+    slices: it is left out where the images must not be passed on.
 
     Args:
         args: the effective configuration; the records of its `vqvae`, where the system has one, and of the denoiser it
             started from are taken over.
-        metrics: `step`, `seconds` and held-out measures of these weights.
-        splits: the data set.
     """
-    data = data_facts(args.dataset_name, splits, args.resolution)
-    stages = [stage_record(args, metrics, data)]
+    output_dir = Path(args.output_dir)
+    stages = []
     if isinstance(pipeline, TokenPipeline):
-        earlier = vars(args).get("pretrained_model_name_or_path")  # of train_ihdm.py alone
-        stages = tokenizer_stages(args.vqvae) + (denoiser_stages(earlier) if earlier else []) + stages
-    return under_all_terms(data, stages), stages
+        learnt_on = vars(args).get("pretrained_model_name_or_path")  # of train_ihdm.py alone
+        stages = tokenizer_stages(args.vqvae) + (denoiser_stages(learnt_on) if learnt_on else [])
+    record_kept(args, data_facts(args.dataset_name, splits, args.resolution), stages)
+    with replacing(output_dir / "pipeline") as temporary:
+        pipeline.to("cpu").save_pretrained(temporary)
+        save_sheets(pipeline, args.seed, temporary)
+        record = own_record(output_dir / "best")
+        if record["data"]["redistribution"]:
+            write_audit_index(temporary, splits)
+        write_record(temporary, record["data"], record["stages"])
+        write_model_card(temporary, name="pipeline")
+    print(f"the pipeline is in {output_dir / 'pipeline'}")
+    publish_if_asked(output_dir / "pipeline", args)
+
+
+def record_kept(args: argparse.Namespace, data: dict[str, Any], earlier: list[dict[str, Any]]) -> None:
+    """Give both kept networks, `best/` and `last/`, their record: another training may start from either.
+
+    Args:
+        data: of this training (`data_facts`).
+        earlier: the trainings before this one.
+    """
+    for kept in (Path(args.output_dir) / "best", Path(args.output_dir) / "last"):
+        stages = [*earlier, stage_record(args, json.loads((kept / "metrics.json").read_text()), data)]
+        write_record(kept, under_all_terms(data, stages), stages)
+
+
+def publish_if_asked(folder: Path, args: argparse.Namespace) -> None:
+    """What --push_to_hub does, which nothing but --allow_unevaluated allows (see `config.parse_args`)."""
+    if args.push_to_hub:
+        name = args.hub_model_id or Path(args.output_dir).resolve().name
+        print(f"published: {publish(folder, name, args.hub_private_repo, allow=['unevaluated'])}")
