@@ -25,13 +25,12 @@ from vq_ihdm.data.building import (
     encode_png,
 )
 from vq_ihdm.data.covariates import covariate_features, read_covariates, read_table, stratum
+from vq_ihdm.data.images import grey_levels
 from vq_ihdm.data.sources import OASIS1, OWN, with_licence
 from vq_ihdm.errors import InputError, naming, run
 
 PRESETS = {"own": OWN, "oasis1": OASIS1}
-WHITE = {"L": 255, "I;16": 65535, "I;16B": 65535, "I": 65535}  # I: how Pillow 10 opens a 16-bit PNG
 REMEDY = "export it again or take its row out"
-COLOUR = ("1", "P", "LA", "RGB", "RGBA")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,12 +49,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height, from the header of an image of a kind that can be used."""
+    """Width and height, from the header of an image."""
     if not path.is_file():
         raise InputError(f"is no file; {REMEDY}.")
     with Image.open(path) as image:
-        if image.mode not in WHITE and image.mode not in COLOUR:
-            raise InputError(f"has pixels of type {image.mode}; export it as a grey image of 8 or 16 bits.")
         return image.size
 
 
@@ -63,20 +60,18 @@ def read_pixels(path: Path, white: int | None) -> np.ndarray:
     """The grey levels of an image as float32 (H, W) in [0, 1], `white` being 1; the highest of its kind when None.
 
     Raises:
-        InputError: levels below 0 or above white; or of 16 bits, and so few of them used that the scale is another.
+        InputError: no grey image of 8 or 16 bits; a level above white; or of 16 bits, and so few of them used that the
+            scale is another.
     """
     with Image.open(path) as image:
-        image = image if image.mode in WHITE else image.convert("L")
-        pixels = np.array(image, dtype=np.float32)
-    highest = white or WHITE[image.mode]
-    if pixels.min() < 0 or pixels.max() > highest:
-        raise InputError(f"has levels from {pixels.min():g} to {pixels.max():g}, not 0 to {highest}; pass --white.")
-    if white is None and highest == 65535 and pixels.max() < highest / 8:
-        raise InputError(
-            f"is nearly black, its highest level {pixels.max():g} of 65535; tell which is white by --white."
-        )
-    pixels /= highest
-    return pixels
+        levels = grey_levels(image)
+    white_of_kind = np.iinfo(levels.dtype).max
+    highest = white or white_of_kind
+    if levels.max() > highest:
+        raise InputError(f"has levels up to {levels.max()}, above {highest}; pass a higher --white.")
+    if white is None and white_of_kind == 65535 and levels.max() < white_of_kind / 8:
+        raise InputError(f"is nearly black, its highest level {levels.max()} of 65535; tell which is white by --white.")
+    return levels.astype(np.float32) / np.float32(highest)
 
 
 def main() -> None:

@@ -41,12 +41,14 @@ def decompression_bomb(file: Path) -> None:
 def test_odd_images_are_named(folder: Path, tmp_path: Path):
     decompression_bomb(folder / "0.png")
     (folder / "1.png").write_bytes(b"")
+    Image.new("RGB", (32, 32), "red").save(folder / "2.png")
+    Image.open(folder / "3.png").convert("RGBA").save(folder / "3.png")  # grey in all its channels
     table = folder / "slices.csv"
     table.write_bytes(table.read_bytes() + b"a\0b.png,s1,6\n.,s2,7\n")
     build(folder, tmp_path / "set")
     reasons = {row["input"]: row["reason"] for row in left_out(tmp_path / "set")}
-    assert len(reasons) == 4 and {"0.png", "1.png", "."} < set(reasons)
-    assert "DecompressionBomb" in reasons["0.png"]
+    assert len(reasons) == 5 and {"0.png", "1.png", "2.png", "."} < set(reasons)
+    assert "DecompressionBomb" in reasons["0.png"] and "convert it to grey" in reasons["2.png"]
 
 
 @pytest.mark.parametrize("number", ["1e20", "100000000000000000000", "-1", "nan"])
