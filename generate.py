@@ -19,11 +19,9 @@ but for rounding: a few pixels may differ by one grey level.
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,18 +35,16 @@ from tqdm.auto import tqdm
 from vq_ihdm import load_pipeline
 from vq_ihdm.arguments import positive_float, positive_int, seed_int
 from vq_ihdm.errors import InputError, run
-from vq_ihdm.files import read_json, replacing
 from vq_ihdm.hub.record import read_record
 from vq_ihdm.pictures import contact_sheet, save_picture
 from vq_ihdm.sampling_arguments import add_sampling_arguments, sampling_arguments
 from vq_ihdm.synthetic.asked import covariates_of_images, parse_covariates
 from vq_ihdm.synthetic.image_files import SUFFIXES, ImageFiles
+from vq_ihdm.synthetic.manifest import read_manifest, write_manifest
 from vq_ihdm.synthetic.provenance import Provenance, describe, seed_of_image
 
 if TYPE_CHECKING:
     from vq_ihdm.synthetic.upload import ShardUpload
-
-LIBRARIES = ("vq-ihdm", "torch", "diffusers", "transformers")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -93,7 +89,7 @@ def main() -> None:
         layout = {"images_per_shard": args.images_per_shard or 1000}
         output = ParquetShards(args.output_dir, provenance, **layout, known_covariates=known_covariates)
     else:
-        layout = {"spacing_mm": find_spacing(args) if args.format != "png" else None}
+        layout = {"spacing_mm": find_spacing(args, pipeline.loaded_from) if args.format != "png" else None}
         suffixes = SUFFIXES[args.format]
         output = ImageFiles(
             args.output_dir, suffixes, provenance, args.batch_size, **layout, known_covariates=known_covariates
@@ -181,51 +177,17 @@ def draw(
         progress.update(len(batch))
 
 
-def find_spacing(args: argparse.Namespace) -> list[float]:
-    """Height and width of a pixel in mm: as asked, or as the pipeline's record says.
+def find_spacing(args: argparse.Namespace, folder: Path) -> list[float]:
+    """Height and width of a pixel in mm: as asked, or as the record in the pipeline's folder says.
 
     Raises:
         InputError: neither says.
     """
-    record = read_record(args.pipeline)
+    record = read_record(folder)
     spacing_mm = args.spacing_mm or (record or {"data": {}})["data"].get("spacing_mm")
     if spacing_mm is None:
         raise InputError(f"{args.pipeline} has no record of its voxel size, which NIfTI needs; give --spacing_mm")
     return [spacing_mm[0], spacing_mm[-1]]
-
-
-def read_manifest(output_dir: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of an earlier run with these settings; empty for a new folder.
-
-    Raises:
-        InputError: the folder holds images of other settings, or something else, or its manifest is damaged.
-    """
-    file = output_dir / "manifest.json"
-    if not file.is_file():
-        # What a process leaves that was killed while it wrote the manifest is no file of somebody else's.
-        if output_dir.exists() and not all(file.name.endswith(".partial") for file in output_dir.iterdir()):
-            raise InputError(f"{output_dir} holds files but no manifest.json; name a new --output_dir")
-        return {}
-    if not any(output_dir.glob("[0-9]*")) and not any(
-        output_dir.glob("data/*")
-    ):  # stopped by a mistake in its settings
-        return {}
-    manifest = read_json(file)
-    there = manifest.get("settings", {})
-    for name, value in settings.items():
-        if there.get(name) != value:
-            raise InputError(
-                f"{output_dir} holds images of other settings ({name}: {there.get(name)} there, {value} now); "
-                "name a new --output_dir"
-            )
-    return manifest
-
-
-def write_manifest(output_dir: Path, num_images: int, settings: dict[str, Any]) -> None:
-    versions = {name: version(name) for name in LIBRARIES}
-    manifest = {"synthetic": True, "num_images": num_images, "settings": settings, "versions": versions}
-    with replacing(output_dir / "manifest.json") as temporary:
-        temporary.write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 def begin_set(args: argparse.Namespace, provenance: Provenance, folder: Path) -> "ShardUpload | None":

@@ -51,7 +51,7 @@ def evaluate(folder: Path, ratio: float = 1.0, copies: float = 0.0) -> Path:
     scheduler = folder / "scheduler" / "scheduler_config.json"
     usual = usual_sampling(json.loads(scheduler.read_text())) if scheduler.is_file() else {}
     about = {
-        "generated": {"num_images": 500, "class": "VQIHDMPipeline", **usual, "seed": 0},
+        "generated": {"num_images": 500, "pipeline": "VQIHDMPipeline", **usual, "seed": 0},
         "data": of_splits(read_record(folder)["data"]),
         "training": {"num_images": 80, "num_subjects": 20},
         "held_out": {"num_images": 16, "num_subjects": 4},

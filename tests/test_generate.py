@@ -14,12 +14,12 @@ from datasets import load_dataset
 from generate_helpers import contents, flip, refusal
 from PIL import Image
 
-import generate as generate_script
 from vq_ihdm import GANPipeline
 from vq_ihdm.baselines.stacks import LatentDecoder
 from vq_ihdm.errors import InputError
 from vq_ihdm.evaluation.image_sets import read_image_folder
 from vq_ihdm.hub.model_files import weights_digest
+from vq_ihdm.synthetic.manifest import read_manifest
 from vq_ihdm.synthetic.provenance import seed_of_image
 
 
@@ -207,10 +207,10 @@ def test_numbers_without_sense(generate, capsys, flag, value):
 
 def test_a_run_that_was_killed_over_its_manifest_goes_on(tmp_path):
     (tmp_path / ".manifest.json.partial").mkdir()
-    assert generate_script.read_manifest(tmp_path, {}) == {}
+    assert read_manifest(tmp_path, {}) == {}
     (tmp_path / "notes.txt").touch()
     with pytest.raises(InputError, match="name a new --output_dir"):
-        generate_script.read_manifest(tmp_path, {})
+        read_manifest(tmp_path, {})
 
 
 @pytest.mark.parametrize("damaged", ['{"settings": ', "[]"])

@@ -35,4 +35,4 @@ def test_no_folder_needs_one_that_needs_it():
                 below = {".".join(name.split(".")[:2]) for name in imports(file, module) if name.startswith("vq_ihdm.")}
                 needed.setdefault(unit, set()).update(below - {unit})
     assert needed["vq_ihdm.hub"] and needed["vq_ihdm.pipelines"]
-    list(TopologicalSorter(needed).static_order())  # raises CycleError where there is none
+    list(TopologicalSorter(needed).static_order())  # raises CycleError where there is no order

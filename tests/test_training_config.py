@@ -54,7 +54,7 @@ def test_a_file_that_is_no_preset(tmp_path, content):
     ],
 )
 def test_widths_that_cannot_be_divided_are_refused_by_name(script, flags):
-    with pytest.raises(InputError, match=r"--\w+ \d+ is not divisible by --num_attention_heads|--norm_num_groups"):
+    with pytest.raises(InputError, match=r"--\w+ \d+ is not divisible by --(num_attention_heads|norm_num_groups)"):
         parse_args(script.build_parser(), "part", ["--output_dir", "out", *flags])
 
 
