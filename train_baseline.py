@@ -123,7 +123,7 @@ def train_adversarial(
     train_set: SliceTensors,
     validate: Callable[[nn.Module], tuple[dict[str, float], dict]],
 ) -> TrainingRun:
-    """Several networks, one of them the `decoder`: in each step every update in its order, an Adam for each network.
+    """Several networks, one of them the `decoder`: in each step every update in its order.
 
     The networks are not wrapped for several processes, whose wrapper cannot differentiate a gradient penalty: the
     processes start from the same weights and average their gradients.
@@ -131,38 +131,34 @@ def train_adversarial(
     device = accelerator.device
     gan.to(device).train()
     broadcast([p.data for p in gan.parameters()])
-    networks = dict(gan.named_children())
-    # fused: these networks have tens of millions of parameters, a tenth of a step on a CPU
-    optimizers = {n: torch.optim.Adam(p.parameters(), lr=args.learning_rate, fused=True) for n, p in networks.items()}
-    lr_schedulers = {name: make_scheduler(args, optimizer) for name, optimizer in optimizers.items()}
-    optimizers = {name: accelerator.prepare(optimizer) for name, optimizer in optimizers.items()}
+    # It passes over what has no gradient: each network learns in its own updates alone. fused: these networks have tens
+    # of millions of parameters, a tenth of a step on a CPU.
+    optimizer = torch.optim.Adam(gan.parameters(), lr=args.learning_rate, fused=True)
+    lr_scheduler = make_scheduler(args, optimizer)
+    optimizer = accelerator.prepare(optimizer)
     ema = EMA(gan.decoder, args.ema_decay)
 
-    parts = {"networks": gan, "ema": ema}
-    parts |= {f"optimizer_{name}": optimizer for name, optimizer in optimizers.items()}
-    parts |= {f"scheduler_{name}": lr_scheduler for name, lr_scheduler in lr_schedulers.items()}
+    parts = {"networks": gan, "ema": ema, "optimizer": optimizer, "scheduler": lr_scheduler}
     run = TrainingRun(args, accelerator, args.model, train_set, parts, ema)
     for _ in run:
         losses = {}
         for update in gan.updates():
-            learning = {name: network for name, network in networks.items() if network in update.networks}
             gan.requires_grad_(False)  # what does not learn now is a constant: no gradient is worked out for it
-            for network in learning.values():
+            for network in update.networks:
                 network.requires_grad_(True)
             for _ in range(update.repeats):
                 for images in run.batches():
-                    images = mirror_at_random(images, args.random_flip).to(device, non_blocking=True)
+                    images = mirror_at_random(images.to(device, non_blocking=True), args.random_flip)
                     with accelerator.autocast():
                         losses[update.name] = update.loss(images)
                     accelerator.backward(losses[update.name])
-                for name, network in learning.items():
+                for network in update.networks:
                     for parameter in network.parameters():
                         parameter.grad = accelerator.reduce(parameter.grad, "mean")
-                    clip_gradients(accelerator, optimizers[name], args.max_grad_norm)
-                    optimizers[name].step()
-                    optimizers[name].zero_grad()
-        for lr_scheduler in lr_schedulers.values():
-            lr_scheduler.step()
+                clip_gradients(accelerator, optimizer, args.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+        lr_scheduler.step()
         ema.update(gan.decoder)
         run.log(**losses)
         if run.validation_due:

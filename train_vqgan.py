@@ -33,7 +33,7 @@ from vq_ihdm.hub.record import data_facts, tokenizer_stages
 from vq_ihdm.pictures import reconstruction_sheet
 from vq_ihdm.training.config import add_training_arguments, parse_args
 from vq_ihdm.training.describe import publish_if_asked, record_kept
-from vq_ihdm.training.preparation import clip_gradients, make_accelerator, make_scheduler, prepare_network
+from vq_ihdm.training.preparation import clip_gradients, make_accelerator, prepare_network
 from vq_ihdm.training.run import TrainingRun
 from vq_ihdm.training.state import load_state
 from vq_ihdm.vqgan.codebook import (
@@ -129,11 +129,17 @@ def main() -> None:
 
     # ---- optimizers and losses --------------------------------------------------------------------------------
     trained = [parameter for parameter in generator.parameters() if parameter.requires_grad]
-    optimizer_g = torch.optim.Adam(trained, lr=args.learning_rate, betas=(0.5, 0.9))
-    optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=args.disc_learning_rate, betas=discriminator.betas)
-    generator, optimizer_g, scheduler_g, ema = prepare_network(args, accelerator, generator, optimizer_g)
-    scheduler_d = make_scheduler(args, optimizer_d, start=args.disc_start)
-    discriminator, optimizer_d = accelerator.prepare(discriminator, optimizer_d)
+    judges = list(discriminator.parameters())
+    # One for both: with two, the first's step could change the scale of fp16 under the second's gradients.
+    optimizer = torch.optim.Adam(
+        [
+            {"params": trained, "lr": args.learning_rate, "betas": (0.5, 0.9)},
+            {"params": judges, "lr": args.disc_learning_rate, "betas": discriminator.betas},
+        ]
+    )
+    discriminator = accelerator.prepare(discriminator)
+    starts = 0, args.disc_start
+    generator, optimizer, lr_scheduler, ema = prepare_network(args, accelerator, generator, optimizer, starts)
     unwrapped_g, unwrapped_d = accelerator.unwrap_model(generator), accelerator.unwrap_model(discriminator)
     last_layer, window_size = unwrapped_g.vq_model.decoder.conv_out, args.perceptual_crop_size or max(size)
     weights = args.perceptual_weight, args.texture_weight, args.disc_weight
@@ -144,20 +150,20 @@ def main() -> None:
 
     # ---- training ---------------------------------------------------------------------------------------------
     parts = {"generator": unwrapped_g, "discriminator": unwrapped_d, "ema": ema}
-    parts |= {"optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
-    parts |= {"scheduler_g": scheduler_g, "scheduler_d": scheduler_d}
+    parts |= {"optimizer": optimizer, "scheduler": lr_scheduler}
     parts |= {"usage": usage, "epoch_usage": epoch_usage}  # of codes: since dead ones were restarted, and this epoch
     run = TrainingRun(args, accelerator, "vqgan", train_set, parts, ema)
     for step in run:
         if step == 0 and args.pretrained_model_name_or_path is None:
             first = train_set.stack(torch.randperm(len(train_set))[:64].tolist()).to(device)
             with torch.no_grad(), accelerator.autocast():
-                init_codebook(codebook, averaged_codebook, unwrapped_g.latents(first), args.l2_normalized_codes)
+                latents = torch.cat([unwrapped_g.latents(part) for part in first.split(args.train_batch_size)])
+                init_codebook(codebook, averaged_codebook, latents, args.l2_normalized_codes)
         judging = step >= args.disc_start  # the discriminator trains,
         adversarial = step >= args.disc_start + args.disc_warmup_steps  # and its loss enters the generator
         for images in run.batches():
             with accelerator.accumulate(generator, discriminator):
-                images = mirror_at_random(images, args.random_flip).to(device, non_blocking=True)
+                images = mirror_at_random(images.to(device, non_blocking=True), args.random_flip)
                 reconstructions, vq_loss, code_indices, latents = generator(images)
                 usage.update(code_indices)
                 epoch_usage.update(code_indices)
@@ -168,28 +174,21 @@ def main() -> None:
                 with accelerator.autocast():
                     gradient, losses, judged = criterion(images, output, judging, adversarial)
                 accelerator.backward((reconstructions * gradient).sum() + vq_loss)
-                if accelerator.sync_gradients:
-                    clip_gradients(accelerator, optimizer_g, args.max_grad_norm)
-                optimizer_g.step()
-                optimizer_g.zero_grad()
-
                 if judging:
                     losses["disc"] = discriminator_loss(discriminator, *judged)
                     accelerator.backward(losses["disc"])
-                    if accelerator.sync_gradients:
-                        clip_gradients(accelerator, optimizer_d, args.max_grad_norm)
-                    optimizer_d.step()
-                    optimizer_d.zero_grad()
-        scheduler_g.step()
-        if judging:
-            scheduler_d.step()
+                if accelerator.sync_gradients:
+                    clip_gradients(accelerator, optimizer, args.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+        lr_scheduler.step()
         ema.update(unwrapped_g)
         if args.l2_normalized_codes and codebook_learns:
             normalize_codebook(codebook)
             normalize_codebook(averaged_codebook)  # an average of unit vectors is shorter than one
         if args.dead_code_steps and codebook_learns and (step + 1) % args.dead_code_steps == 0:
             counts = usage.total()
-            losses["restarted_codes"] = restart_dead_codes(codebook, averaged_codebook, optimizer_g, counts, latents)
+            losses["restarted_codes"] = restart_dead_codes(codebook, averaged_codebook, optimizer, counts, latents)
             usage.reset()
         if (step + 1) % run.steps_per_epoch == 0:
             losses["usage"], losses["perplexity"] = usage_and_perplexity(epoch_usage.total())

@@ -94,21 +94,22 @@ def vqgan_contestants(script: dict[str, Any], args: argparse.Namespace, size: tu
         args.texture_weight,
         args.disc_weight,
     )
-    optimizer_g = torch.optim.Adam(generator.parameters(), lr=args.learning_rate, betas=(0.5, 0.9))
-    optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=args.disc_learning_rate, betas=discriminator.betas)
+    groups = [
+        {"params": list(generator.parameters()), "lr": args.learning_rate, "betas": (0.5, 0.9)},
+        {"params": list(discriminator.parameters()), "lr": args.disc_learning_rate, "betas": discriminator.betas},
+    ]
+    optimizer = torch.optim.Adam(groups)
 
     def bare() -> None:
         reconstructions, vq_loss, _, _ = generator(images)
         output = reconstructions.detach().requires_grad_()
         gradient, _, (real, fake) = criterion(images, output, judging=True, adversarial=True)
         ((reconstructions * gradient).sum() + vq_loss).backward()
-        torch.nn.utils.clip_grad_norm_(generator.parameters(), args.max_grad_norm)
-        optimizer_g.step()
-        optimizer_g.zero_grad()
         discriminator_loss(discriminator, real, fake).backward()
-        torch.nn.utils.clip_grad_norm_(discriminator.parameters(), args.max_grad_norm)
-        optimizer_d.step()
-        optimizer_d.zero_grad()
+        for group in groups:
+            torch.nn.utils.clip_grad_norm_(group["params"], args.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
 
     published = TamingStep(script["make_networks"](args, size, images.device)[0], perceptual, args.disc_channels)
     return {"bare loop": bare, "as published (taming-transformers)": lambda: published(images)}

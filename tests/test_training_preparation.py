@@ -11,7 +11,7 @@ from torch import nn
 
 from vq_ihdm.errors import InputError
 from vq_ihdm.training.config import parse_args
-from vq_ihdm.training.preparation import clip_gradients, make_accelerator, prepare_network
+from vq_ihdm.training.preparation import clip_gradients, make_accelerator, make_scheduler, prepare_network
 
 
 @pytest.fixture
@@ -96,22 +96,43 @@ def test_a_prepared_network_its_average_and_its_rates_belong_together(tmp_path, 
     assert not torch.equal(bare[0].weight, ema.module[0].weight)  # the average follows when it is told to
 
 
-def test_clipping_for_one_optimizer_leaves_the_scaled_gradients_of_another():
-    """As fp16 scales them: accumulated gradients of the other are unscaled when its own turn comes, once."""
+def test_groups_that_begin_later_warm_up_from_there(tmp_path):
+    flags = [
+        "--output_dir",
+        str(tmp_path),
+        "--lr_warmup_steps",
+        "2",
+        "--lr_scheduler",
+        "linear",
+        "--max_train_steps",
+        "8",
+    ]
+    optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in (1.0, 0.5)])
+    lr_scheduler = make_scheduler(
+        parse_args(parser(), "part", ["--output_dir", str(tmp_path), *flags]), optimizer, (0, 4)
+    )
+    rates = []
+    for _ in range(8):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        lr_scheduler.step()
+    first, second = zip(*rates, strict=True)
+    assert first == pytest.approx([0, 1 / 2, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
+    assert second == pytest.approx([0, 0, 0, 0, 0, 1 / 4, 1 / 2, 1 / 4])
+
+
+def test_each_group_is_clipped_by_itself_and_unscaled_once():
     accelerator = Accelerator(cpu=True)
     accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-    ours, theirs = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
-    ours_optimizer, theirs_optimizer = (accelerator.prepare(torch.optim.SGD([p], lr=1.0)) for p in (ours, theirs))
+    large, small = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    optimizer = accelerator.prepare(torch.optim.SGD([{"params": [large]}, {"params": [small]}], lr=1.0))
     try:
-        accelerator.backward((torch.tensor([3.0, 4.0]) * (ours + theirs)).sum())
-        clip_gradients(accelerator, ours_optimizer, max_norm=1.0)
-        torch.testing.assert_close(ours.grad, torch.tensor([0.6, 0.8]))
-        torch.testing.assert_close(theirs.grad, 8 * torch.tensor([3.0, 4.0]))
-        ours_optimizer.step()  # ends by forgetting what was unscaled
-        accelerator.backward((torch.tensor([3.0, 4.0]) * theirs).sum())
-        clip_gradients(accelerator, theirs_optimizer, max_norm=100.0)
-        torch.testing.assert_close(theirs.grad, 2 * torch.tensor([3.0, 4.0]))
+        accelerator.backward((torch.tensor([3.0, 4.0]) * (large + small / 10)).sum())
+        clip_gradients(accelerator, optimizer, max_norm=1.0)
+        optimizer.step()
+        torch.testing.assert_close(large.data, -torch.tensor([0.6, 0.8]))
+        torch.testing.assert_close(small.data, -torch.tensor([0.3, 0.4]))
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()

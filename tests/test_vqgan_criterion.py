@@ -6,12 +6,13 @@ import torch.nn.functional as F
 from conftest import CODE_DIM, tiny_vq_model
 
 from vq_ihdm.vqgan.criterion import Criterion
-from vq_ihdm.vqgan.discriminator import PatchDiscriminator
+from vq_ihdm.vqgan.discriminator import PatchDiscriminator, diff_augment
 from vq_ihdm.vqgan.losses import adaptive_weight, discriminator_loss, hinge_loss_generator
 from vq_ihdm.vqgan.perceptual import PerceptualLoss
 from vq_ihdm.vqgan.projected_discriminator import ProjectedDiscriminator
 
 TEXTURE_WEIGHT, DISC_WEIGHT = 0.25, 0.8
+METHODS = {"lpips": "distance", "texture": "texture"}
 WEIGHTS = {"l1": 1, "lpips": 0.5, "texture": TEXTURE_WEIGHT}
 
 
@@ -37,8 +38,19 @@ def test_before_the_discriminator_trains_nothing_is_prepared_for_it(parts):
     assert judged is None and losses.keys() <= {"l1", "lpips", "texture"}
     if criterion.perceptual is None:
         assert torch.equal(torch.get_rng_state(), before)
-    expected = sum(weight * losses[name] for name, weight in WEIGHTS.items() if name in losses)
-    torch.testing.assert_close(gradient, *torch.autograd.grad(expected, output))
+    expected = {"l1": (images - output).abs().mean()}
+    if criterion.perceptual is not None:  # whose window is the whole image
+        features = criterion.perceptual.features(images), criterion.perceptual.features(output)
+        expected |= {name: getattr(criterion.perceptual, method)(*features) for name, method in METHODS.items()}
+    assert losses == {name: loss.detach() for name, loss in expected.items()}
+    total = sum(WEIGHTS[name] * loss for name, loss in expected.items())
+    torch.testing.assert_close(gradient, *torch.autograd.grad(total, output))
+
+
+def test_nothing_that_is_returned_holds_a_graph(parts):
+    criterion, images, output = parts
+    gradient, losses, (real, fake) = criterion(images, output, judging=True, adversarial=True)
+    assert not any(tensor.requires_grad for tensor in (gradient, *losses.values(), *real, *fake))
 
 
 def test_a_discriminator_trains_before_its_loss_counts(parts):
@@ -63,8 +75,12 @@ def test_the_adversarial_loss_enters_by_its_weights(parts):
     gradient, losses, (_, fake) = criterion(images, output, judging=True, adversarial=True)
     torch.testing.assert_close(losses["gan"], hinge_loss_generator(criterion.discriminator(fake)))
     assert 0 < losses["lambda"] <= 1
-    torch.manual_seed(1)  # the same windows and augmentation, to differentiate once more
-    _, _, (_, fake) = criterion(images, output, judging=True, adversarial=False)
+    torch.manual_seed(1)
+    if criterion.perceptual is None:  # the same augmentation, to differentiate once more
+        diff_augment(images)
+        fake = [diff_augment(output)]
+    else:
+        fake = criterion.perceptual.features(output)
     (of_gan,) = torch.autograd.grad(hinge_loss_generator(criterion.discriminator(fake)), output)
     torch.testing.assert_close(gradient, alone + DISC_WEIGHT * losses["lambda"] * of_gan)
 

@@ -8,8 +8,8 @@ from .images import SliceTensors
 
 def mirror_at_random(images: torch.Tensor, random_flip: bool) -> torch.Tensor:
     """Slices (B, 1, H, W), each as it is or, with `random_flip`, mirrored left and right with probability 1/2."""
-    flip = torch.rand(len(images)) < (0.5 if random_flip else 0)
-    return torch.where(flip[:, None, None, None], images.flip(-1), images)
+    flip = torch.rand(len(images)) < (0.5 if random_flip else 0)  # on the CPU: the same draws on every device
+    return torch.where(flip.to(images.device)[:, None, None, None], images.flip(-1), images)
 
 
 def spread_slices(split: Dataset, num_slices: int) -> torch.Tensor:

@@ -3,10 +3,12 @@
 import argparse
 import os
 import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.optim import Optimizer
@@ -49,6 +51,8 @@ def make_accelerator(args: argparse.Namespace) -> TimedAccelerator:
         gradient_accumulation_steps=args.gradient_accumulation_steps or 1,
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=args.logging_dir or Path(args.output_dir) / "logs",
+        # One process validates, encodes a set or resizes it while the others wait for it.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
     )
     if args.gradient_accumulation_steps is not None:  # `accelerate` takes the launcher's word over an argument
         accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
@@ -64,29 +68,46 @@ def make_accelerator(args: argparse.Namespace) -> TimedAccelerator:
     return accelerator
 
 
-def make_scheduler(args: argparse.Namespace, optimizer: Optimizer, start: int = 0) -> LRScheduler:
-    """The schedule of the learning rate the shared flags ask for, of a network that trains from step `start` on."""
-    steps = args.max_train_steps - start
-    shape = get_scheduler(
-        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=steps
-    ).lr_lambdas[0]
+def make_scheduler(args: argparse.Namespace, optimizer: Optimizer, starts: Sequence[int] = (0,)) -> LRScheduler:
+    """The schedule of the learning rate the shared flags ask for.
 
-    def rate(step: int) -> float:
-        left = steps - step
-        return shape(step) * (min(1.0, left / args.lr_decay_steps) if args.lr_decay_steps else 1.0)
+    Args:
+        starts: the step at which each of the optimizer's groups of parameters begins to learn.
+    """
 
-    return LambdaLR(optimizer, rate)
+    def rate_from(start: int) -> Callable[[int], float]:
+        steps = args.max_train_steps - start
+        warmup = args.lr_warmup_steps
+        by_name = get_scheduler(args.lr_scheduler, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+        shape = by_name.lr_lambdas[0]  # of which no more is needed
+
+        def rate(step: int) -> float:
+            step = max(step - start, 0)
+            left = steps - step
+            return shape(step) * (min(1.0, left / args.lr_decay_steps) if args.lr_decay_steps else 1.0)
+
+        return rate
+
+    return LambdaLR(optimizer, [rate_from(start) for start in starts])
 
 
 def prepare_network(
-    args: argparse.Namespace, accelerator: Accelerator, network: nn.Module, optimizer: Optimizer
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    network: nn.Module,
+    optimizer: Optimizer,
+    starts: Sequence[int] = (0,),
 ) -> tuple[nn.Module, Optimizer, LRScheduler, EMA]:
     """A network on its device and wrapped for the processes, with its optimizer, learning rates and moving average.
 
     Whatever each process made, all of them start from the first one's weights, and so does the average.
+
+    Args:
+        optimizer: of this network, and perhaps of others.
+        starts: see `make_scheduler`.
     """
     network.to(accelerator.device).train()
-    lr_scheduler = make_scheduler(args, optimizer)
+    lr_scheduler = make_scheduler(args, optimizer, starts)
     ema = EMA(network, args.ema_decay)  # of the network as it is: what wraps it may not be copied
     network, optimizer = accelerator.prepare(network, optimizer)
     ema.module.load_state_dict(accelerator.unwrap_model(network).state_dict())
@@ -94,12 +115,9 @@ def prepare_network(
 
 
 def clip_gradients(accelerator: Accelerator, optimizer: Optimizer, max_norm: float | None) -> None:
-    """Clip the gradients of what one of perhaps several optimizers trains, to a norm of `max_norm` together, if any.
-
-    `accelerator.clip_grad_norm_` would undo the scaling of mixed precision fp16 for every optimizer, not this one
-    alone: what the others have accumulated would be divided by the scale twice.
-    """
+    """Clip the gradients of each of an optimizer's groups of parameters to a norm of `max_norm`, if any."""
     if max_norm is None:
         return
     accelerator.unscale_gradients(optimizer)
-    nn.utils.clip_grad_norm_([parameter for group in optimizer.param_groups for parameter in group["params"]], max_norm)
+    for group in optimizer.param_groups:
+        nn.utils.clip_grad_norm_(group["params"], max_norm)

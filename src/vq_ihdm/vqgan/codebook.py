@@ -98,7 +98,7 @@ def restart_dead_codes(
     if dead.any():
         embedding.weight[dead] = replacements
         ema_embedding.weight[dead] = replacements
-        moments = optimizer.state[embedding.weight]
-        for name in ("exp_avg", "exp_avg_sq"):
+        moments = optimizer.state.get(embedding.weight, {})  # none where fp16 has skipped every step so far
+        for name in moments.keys() & {"exp_avg", "exp_avg_sq"}:
             moments[name][dead] = 0
     return int(dead.sum())

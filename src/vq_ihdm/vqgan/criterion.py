@@ -55,7 +55,7 @@ class Criterion:
 
         Returns:
             the gradient (B, 1, H, W); the losses by name; and what the discriminator judges, of images and of output,
-            None unless it is `judging`.
+            None unless it is `judging`. None of them has a graph.
         """
         # Where a scan is at an end of its scale, as in air, an output beyond it is shown as the same and is no error.
         ended = images.abs() >= 1
@@ -72,9 +72,9 @@ class Criterion:
             if self.texture_weight:
                 losses["texture"] = self.perceptual.texture(real, fake)
                 reconstruction_loss = reconstruction_loss + self.texture_weight * losses["texture"]
-        gradient = pixel_gradient(reconstruction_loss, output, retain_graph=True)
+        gradient = pixel_gradient(reconstruction_loss, output, retain_graph=adversarial)
         if not judging:
-            return gradient, losses, None
+            return gradient, detached(losses), None
         if isinstance(self.discriminator, PatchDiscriminator):
             real, fake = [diff_augment(images)], [diff_augment(shown)]
         if adversarial:
@@ -86,7 +86,12 @@ class Criterion:
             of_tissue = gradient.masked_fill(ended, 0), adversarial_gradient
             losses["lambda"] = adaptive_weight(*of_tissue, self.last_input, self.last_layer.weight)
             gradient = gradient + self.disc_weight * losses["lambda"] * adversarial_gradient
-        return gradient, losses, (real, fake)
+        return gradient, detached(losses), (real, [judged.detach() for judged in fake])
+
+
+def detached(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without their graph, which would stay in memory through the next step."""
+    return {name: loss.detach() for name, loss in losses.items()}
 
 
 def pixel_gradient(loss: torch.Tensor, output: torch.Tensor, retain_graph: bool) -> torch.Tensor:

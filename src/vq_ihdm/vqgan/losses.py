@@ -18,7 +18,7 @@ def discriminator_loss(discriminator: nn.Module, real: list[torch.Tensor], fake:
     Args:
         real, fake: what `Criterion` says is judged, the first axis the batch.
     """
-    both = [torch.cat([r, f.detach()]) for r, f in zip(real, fake, strict=True)]
+    both = [torch.cat([r, f]) for r, f in zip(real, fake, strict=True)]
     logits = [level.float().chunk(2) for level in discriminator(both)]
     return hinge_loss_discriminator(*zip(*logits, strict=True))
 
