@@ -48,7 +48,7 @@ from vq_ihdm.baselines.stacks import FACTOR, LatentDecoder
 from vq_ihdm.baselines.vaegan import VAEGAN
 from vq_ihdm.baselines.wgan import WGAN
 from vq_ihdm.data.conditioning import covariate_table, find_vocabulary, slice_subjects, withhold
-from vq_ihdm.data.images import SliceTensors, check_image_size, load_slices
+from vq_ihdm.data.images import SliceTensors, check_image_size
 from vq_ihdm.data.slices import mirror_at_random, spread_indices, spread_slices
 from vq_ihdm.data.tokens import draw_views, load_tokens
 from vq_ihdm.errors import InputError
@@ -72,7 +72,9 @@ from vq_ihdm.training.preparation import (
     make_accelerator,
     make_scheduler,
     prepare_network,
+    read_splits,
 )
+from vq_ihdm.training.randomness import seeded
 from vq_ihdm.training.run import TrainingRun
 from vq_ihdm.weights import load_component
 
@@ -369,8 +371,7 @@ def train_gan(
 
     def validate(averaged: LatentDecoder):
         """The squared MMD of samples and held-out slices, averaged to 8 x 8 pixels: no GAN has a held-out loss."""
-        with torch.random.fork_rng():
-            torch.manual_seed(args.seed)
+        with seeded(args.seed, accelerator.device):
             averaged.estimate_statistics()
         pipeline = GANPipeline(averaged)
         pipeline.set_progress_bar_config(disable=True)
@@ -410,10 +411,12 @@ def main() -> None:
     model_parser = argparse.ArgumentParser(add_help=False)
     model_parser.add_argument("--model", choices=MODELS)
     model = model_parser.parse_known_args()[0].model
+    if model is None:
+        build_parser(None).parse_args()  # helps, or says that --model is missing
     args = parse_args(build_parser(model), f"baseline_{model}")
     accelerator = make_accelerator(args)
     set_seed(args.seed, device_specific=True)
-    splits = load_slices(args.dataset_name, args.train_data_dir, args.image_column, args.resolution, args.center_crop)
+    splits = read_splits(args, accelerator)
     _, train = MODELS[model]
     best_pipeline = train(args, accelerator, splits)
     if accelerator.is_main_process:

@@ -22,7 +22,6 @@ from vq_ihdm import HeatDissipationScheduler, VQIHDMDenoiser, VQIHDMDenoiserConf
 from vq_ihdm.arguments import non_negative_float, positive_float, positive_int, positive_probability, probability
 from vq_ihdm.covariates import Covariate
 from vq_ihdm.data.conditioning import covariate_table, find_vocabulary, slice_subjects, withhold
-from vq_ihdm.data.images import load_slices
 from vq_ihdm.data.tokens import draw_views, load_tokens
 from vq_ihdm.denoising_loss import denoising_loss
 from vq_ihdm.errors import InputError
@@ -39,7 +38,7 @@ from vq_ihdm.training.config import (
 )
 from vq_ihdm.training.describe import save_trained_pipeline
 from vq_ihdm.training.held_out import held_out_mean
-from vq_ihdm.training.preparation import clip_gradients, make_accelerator, prepare_network
+from vq_ihdm.training.preparation import clip_gradients, make_accelerator, prepare_network, read_splits
 from vq_ihdm.training.run import TrainingRun
 from vq_ihdm.weights import load_component
 
@@ -79,7 +78,7 @@ def main() -> None:
     set_seed(args.seed, device_specific=True)
 
     # ---- data -------------------------------------------------------------------------------------------------
-    splits = load_slices(args.dataset_name, args.train_data_dir, args.image_column, args.resolution, args.center_crop)
+    splits = read_splits(args, accelerator)
     source = args.dataset_name or args.train_data_dir
     vqvae, train_codes, held_out_codes = load_tokens(args.vqvae, splits, source, args.random_flip, accelerator)
 
@@ -176,16 +175,18 @@ def make_denoiser(
     """A denoiser for codes (N, V, h, w) of a codebook (K, D): new, or as far as another training brought it.
 
     Embeddings are standardised with the statistics of the training tokens, not of the codebook: codes that are used
-    often count as often, and delta means the same for every VQGAN.
+    often count as often, and delta means the same for every VQGAN. A denoiser that is trained further keeps the
+    standardisation it learnt by, whatever the new tokens' statistics.
     """
     if args.pretrained_model_name_or_path is not None:
         denoiser = load_denoiser(args.pretrained_model_name_or_path)
-        expected = (*codebook.shape, *train_codes.shape[-2:])
-        config = denoiser.config
-        if (config.num_codes, config.code_dim, config.height, config.width) != expected:
+        config, embeddings = denoiser.config, None
+        if (config.num_codes, config.code_dim) == codebook.shape:
+            embeddings = restandardised(codebook, denoiser.code_embeddings)
+        if embeddings is None or (config.height, config.width) != train_codes.shape[-2:]:
             raise InputError(
                 f"{args.pretrained_model_name_or_path} is a denoiser of other codes than those of {args.vqvae}; "
-                "name the VQGAN it was trained on"
+                "name the VQGAN it was trained on, or one that learnt on from there"
             )
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "dropout", "neighbourhood_size"):
             setattr(args, name, getattr(config, name))  # what counts, whatever a preset says, and is recorded
@@ -203,24 +204,40 @@ def make_denoiser(
             covariates=[asdict(covariate) for covariate in known_covariates],
         )
         denoiser = VQIHDMDenoiser(config)
-    frequency = train_codes.flatten().bincount(minlength=len(codebook))[:, None] / train_codes.numel()
-    mean = (frequency * codebook).sum(0)
-    std = (frequency * (codebook - mean) ** 2).sum(0).sqrt()
-    denoiser.code_embeddings.copy_((codebook - mean) / std.clamp_min(1e-6))
+        frequency = train_codes.flatten().bincount(minlength=len(codebook))[:, None] / train_codes.numel()
+        mean = (frequency * codebook).sum(0)
+        std = (frequency * (codebook - mean) ** 2).sum(0).sqrt()
+        embeddings = (codebook - mean) / std.clamp_min(1e-6)
+    denoiser.code_embeddings.copy_(embeddings)
     if args.gradient_checkpointing:
         denoiser.bert.gradient_checkpointing_enable()
     return denoiser
 
 
+def restandardised(codebook: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor | None:
+    """A codebook (K, D) by the standardisation of the embeddings that a denoiser has of it, or of one it came from.
+
+    That is, in each dimension, the line through embeddings over codebook: exact for the same codebook.
+
+    Returns:
+        (K, D), or None where the line leaves more than half of the embeddings' variance: they are of other codes.
+    """
+    centred, target = codebook - codebook.mean(0), embeddings - embeddings.mean(0)
+    slope = (centred * target).sum(0) / centred.square().sum(0).clamp_min(1e-12)
+    line = slope * centred
+    of_other_codes = (target - line).square().sum() > target.square().sum() / 2
+    return None if of_other_codes else line + embeddings.mean(0)
+
+
 def load_denoiser(path: str) -> VQIHDMDenoiser:
-    """The denoiser of a folder or Hub repository, of its own or inside a pipeline.
+    """The denoiser of a folder or Hub repository, of its own or inside a pipeline, in float32.
 
     Raises:
         InputError: there is none.
     """
     for subfolder in ("", "denoiser"):
         try:
-            return load_component(VQIHDMDenoiser, path, subfolder=subfolder).train()
+            return load_component(VQIHDMDenoiser, path, subfolder=subfolder).float().train()
         except ValueError as error:
             reason = str(error).splitlines()[0]
     raise InputError(f"{path} holds no denoiser ({reason}); train one with train_ihdm.py")

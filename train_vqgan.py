@@ -24,7 +24,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from vq_ihdm.arguments import non_negative_float, non_negative_int, positive_float, positive_int
-from vq_ihdm.data.images import SliceTensors, check_image_size, load_slices, read_levels
+from vq_ihdm.data.images import SliceTensors, check_image_size, read_levels
 from vq_ihdm.data.slices import mirror_at_random, spread_slices
 from vq_ihdm.errors import InputError
 from vq_ihdm.errors import run as run_script
@@ -33,7 +33,7 @@ from vq_ihdm.hub.record import data_facts, tokenizer_stages
 from vq_ihdm.pictures import reconstruction_sheet
 from vq_ihdm.training.config import add_training_arguments, parse_args
 from vq_ihdm.training.describe import publish_if_asked, record_kept
-from vq_ihdm.training.preparation import clip_gradients, make_accelerator, prepare_network
+from vq_ihdm.training.preparation import clip_gradients, make_accelerator, prepare_network, read_splits
 from vq_ihdm.training.run import TrainingRun
 from vq_ihdm.training.state import load_state
 from vq_ihdm.vqgan.codebook import (
@@ -119,7 +119,7 @@ def main() -> None:
     set_seed(args.seed, device_specific=True)
 
     # ---- data and networks ------------------------------------------------------------------------------------
-    splits = load_slices(args.dataset_name, args.train_data_dir, args.image_column, args.resolution, args.center_crop)
+    splits = read_splits(args, accelerator)
     size = read_levels(splits["train"], 0).shape
     generator, perceptual, discriminator = make_networks(args, size, device)
     factor = downsampling_factor(generator.vq_model)

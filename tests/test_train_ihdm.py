@@ -6,12 +6,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import refusal
+from conftest import refusal, tiny_vq_model
 from datasets import load_dataset
 from PIL import Image
 from safetensors.torch import load_file
 from states import assert_same_weights, differences, final_state
 
+import train_ihdm
 from vq_ihdm import VQIHDMPipeline
 from vq_ihdm.errors import InputError
 from vq_ihdm.hub.checks import failed_checks
@@ -65,11 +66,29 @@ def test_a_denoiser_learns_on_from_a_denoiser_or_a_pipeline(ihdm, ihdm_run, vqga
         assert json.loads((folder / "config.json").read_text())["hidden_size"] != 8  # as the denoiser is
         *earlier, last = read_record(folder / "pipeline")["stages"]
         assert earlier == read_record(place)["stages"] and last["step"] == 1
+    tiny_vq_model().save_pretrained(tmp_path / "other")
+    said = refusal(ihdm, "--pretrained_model_name_or_path", ihdm_run / "best", "--vqvae", tmp_path / "other")
+    assert "is a denoiser of other codes" in said
     assert "holds no denoiser" in refusal(ihdm, "--pretrained_model_name_or_path", vqgan_run / "best")
     with pytest.raises(InputError, match="draws nothing alone; name the whole pipeline/"):
         failed_checks(ihdm_run / "last")
     flags = ("--pretrained_model_name_or_path", ihdm_run / "best", "--covariates")  # none
     assert "leave --covariates out, or train a new one" in refusal(ihdm, *flags)
+
+
+def test_a_denoiser_keeps_the_standardisation_it_learnt_by(ihdm_run, tmp_path):
+    """Whatever the statistics of the set it learns on with, and where the codebook has moved a little."""
+    pipeline = VQIHDMPipeline.from_pretrained(ihdm_run / "pipeline")
+    codebook, embeddings = pipeline.vqvae.quantize.embedding.weight.detach(), pipeline.denoiser.code_embeddings
+    torch.testing.assert_close(train_ihdm.restandardised(codebook, embeddings), embeddings, atol=1e-4, rtol=1e-4)
+    moved = codebook + 0.2 * codebook.std(0) * torch.randn_like(codebook)
+    assert (train_ihdm.restandardised(moved, embeddings) - embeddings).std() < 0.3 * embeddings.std()
+    assert train_ihdm.restandardised(codebook[torch.randperm(len(codebook))], embeddings) is None
+
+
+def test_a_denoiser_in_half_precision_learns_on_in_whole(ihdm_run, tmp_path):
+    train_ihdm.load_denoiser(str(ihdm_run / "best")).half().save_pretrained(tmp_path)
+    assert train_ihdm.load_denoiser(str(tmp_path)).dtype == torch.float32
 
 
 def test_a_network_that_reveals_nothing_in_training_samples_in_one_step(ihdm):

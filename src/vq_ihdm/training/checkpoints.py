@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..errors import InputError
 from ..files import replacing
+from .randomness import random_state, set_random_state
 from .state import load_state, save_state
 
 CHANGES = "changed_on_resume"
@@ -66,7 +67,7 @@ class Checkpointer:
                     "--learning_rate, or without --mixed_precision"
                 )
         folder = self.output_dir / f"checkpoint-{step}"
-        random_states = gather_object([_random_state()])
+        random_states = gather_object([random_state(self.accelerator.device)])
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = {
@@ -122,7 +123,7 @@ class Checkpointer:
                 raise InputError(f"{where} does not fit this configuration ({name}: {reason})") from error
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        _set_random_state(state["random"][self.accelerator.process_index])
+        set_random_state(state["random"][self.accelerator.process_index], self.accelerator.device)
         self._note_changes(state["args"], state["step"])
         return state["step"]
 
@@ -191,17 +192,3 @@ def _tensors(node: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     elif isinstance(node, (dict, list)):
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
             yield from _tensors(value, f"{name}.{key}" if name else str(key))
-
-
-def _random_state() -> dict[str, torch.Tensor]:
-    """Torch's random states: the train scripts draw from no other source."""
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _set_random_state(state: dict[str, torch.Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available() and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"])

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..files import replacing
 
 # Those of diffusers.optimization that need no more than the numbers of steps.
-LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts")
 # Widths of networks, and the flag by which each must be divisible.
 DIVISORS = {"hidden_size": "num_attention_heads", "block_out_channels": "norm_num_groups"}
 
@@ -131,7 +131,9 @@ def parse_args(parser: argparse.ArgumentParser, section: str, argv: list[str] | 
         "--config", help="a preset's name (a file in configs/) or a YAML file; flags override what it says"
     )
     argv = sys.argv[1:] if argv is None else argv
-    path = parser.parse_known_args(argv)[0].config
+    config_parser = argparse.ArgumentParser(add_help=False)  # asks for no other flag: the file may have them
+    config_parser.add_argument("--config")
+    path = config_parser.parse_known_args(argv)[0].config
     if path is not None:
         flags = {action.dest for action in parser._actions} - {"config", "help"}
         values = _read_section(path, section)

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import torch
 
+from .randomness import seeded
+
 
 @torch.no_grad()
 def held_out_mean(loss: Callable[..., torch.Tensor], seed: int, *columns: torch.Tensor, batch_size: int = 64) -> float:
@@ -12,10 +14,9 @@ def held_out_mean(loss: Callable[..., torch.Tensor], seed: int, *columns: torch.
     Args:
         loss: mean over a batch of examples, one argument for each of the columns.
         seed: of what it draws; the state of torch's generators stays as it was.
-        columns: (M, ...) each.
+        columns: (M, ...) each, all on the device where the loss is worked out.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed, columns[0].device):
         parts = zip(*(column.split(batch_size) for column in columns), strict=True)
         total = sum(loss(*part).item() * len(part[0]) for part in parts)
     return total / len(columns[0])

@@ -14,12 +14,16 @@ class Interruption:
 
     def __init__(self):
         self.signalled = False
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, self._request)
+        self.handlers = {signum: signal.signal(signum, self._request) for signum in (signal.SIGTERM, signal.SIGINT)}
 
     @property
     def requested(self) -> bool:
         return self.signalled or (LAUNCHED and os.getppid() != PARENT)
+
+    def end(self) -> None:
+        """Leave signals to whoever took them before: nothing reads requests any more."""
+        for signum, handler in self.handlers.items():
+            signal.signal(signum, handler)
 
     def _request(self, signum: int, frame: object) -> None:
         if self.signalled:  # asked twice: the user does not want to wait for the checkpoint

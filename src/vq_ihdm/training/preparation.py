@@ -9,11 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from accelerate import Accelerator, InitProcessGroupKwargs
+from datasets import DatasetDict
 from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from ..data.images import load_slices
 from ..errors import InputError
 from ..files import hold
 from .ema import EMA
@@ -66,6 +68,16 @@ def make_accelerator(args: argparse.Namespace) -> TimedAccelerator:
             print(f"--lr_warmup_steps {args.lr_warmup_steps}: the learning rate is not reached in --max_train_steps "
                   f"{args.max_train_steps}")  # fmt: skip
     return accelerator
+
+
+def read_splits(args: argparse.Namespace, accelerator: Accelerator) -> DatasetDict:
+    """The data set the shared flags name; the first process reads it, and resizes it, for all.
+
+    Raises:
+        InputError: see `load_slices`.
+    """
+    with accelerator.main_process_first():
+        return load_slices(args.dataset_name, args.train_data_dir, args.image_column, args.resolution, args.center_crop)
 
 
 def make_scheduler(args: argparse.Namespace, optimizer: Optimizer, starts: Sequence[int] = (0,)) -> LRScheduler:

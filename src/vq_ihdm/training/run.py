@@ -88,7 +88,7 @@ class TrainingRun:
                 f"the run was interrupted at step {self.step}, where nothing was measured, and --max_train_steps, "
                 "--max_train_images or --max_train_minutes asks for no further step; give more"
             )
-        interruption = Interruption()
+        self.interruption = Interruption()
         if accelerator.is_main_process:
             save_args(args, self.output_dir / "config.json")
             self._restore_networks()
@@ -110,7 +110,7 @@ class TrainingRun:
         )
         while not self.is_last:
             yield self.step
-            stop = self._any_process(interruption.requested)
+            stop = self._any_process(self.interruption.requested)
             if self.step % args.checkpointing_steps == 0 or self.is_last or stop:
                 folder = self.checkpointer.save(self.step)
                 if stop and not self.is_last:
@@ -242,6 +242,7 @@ class TrainingRun:
         return bool(asked_by.item() > 0)
 
     def _end(self) -> None:
+        self.interruption.end()
         self.progress.close()
         self.accelerator.end_training()
 
