@@ -7,8 +7,8 @@ Writes `report.json` (its schema stands in `vq_ihdm.evaluation.report`), `report
 stand N, a 95 % interval, and what real images score at the same N. Some pictures show scans of real people: mind the
 data's terms before the folder is passed on. A pipeline in a local folder gets the report without these pictures as its
 `evaluation/`, from which publish.py takes the verdict, and a new card: but not where it was trained on other data than
---dataset_name (your own scans, say, for a model that was published), which the report then tells, nor where it draws
-otherwise than it does unless told so.
+--dataset_name (your own scans, say, for a model that was published), which the report then tells; nor of another
+--split than test, by which something may have been chosen; nor where it draws otherwise than it does unless told so.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def main() -> None:
         weights = weights_digest(pipe.loaded_from)  # now: a training may replace them meanwhile
         sampling, record = sampling_arguments(args, pipe), read_record(pipe.loaded_from)
         folder = Path(args.pipeline)
-        if folder.is_dir() and not drawn_otherwise(sampling, folder):
+        if folder.is_dir() and args.split in (None, "test") and not drawn_otherwise(sampling, folder):
             published = folder / "evaluation"
             check_replaceable(published, "report.json")
             if published.resolve() in args.output_dir.resolve().parents:

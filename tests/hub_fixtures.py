@@ -67,7 +67,12 @@ def evaluate(folder: Path, ratio: float = 1.0, copies: float = 0.0) -> Path:
         Figure(
             "nearest_ratio", "pixels", estimate(ratio, ratio + scatter, 500), floor=estimate(1, [1.0] * RESAMPLES, 16)
         ),
-        Figure("copy_rate", "pixels", Estimate(copies, (copies, copies), 500), floor=Estimate(0.0, (0.0, 0.0), 16)),
+        Figure(
+            "copy_rate",
+            "pixels",
+            Estimate(copies, (copies, copies), 500, {"verbatim": 0}),
+            floor=Estimate(0.0, (0.0, 0.0), 16, {"verbatim": 0}),
+        ),
     ]
     report = Report(about, figures, pictures={}, audit=audit(figures, [Power("verbatim", 0.02, 0.95)]))
     (folder / "evaluation").mkdir(exist_ok=True)

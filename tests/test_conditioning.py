@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 
 from vq_ihdm import AbsorbingDiffusionPipeline, VQIHDMPipeline
 from vq_ihdm.baselines.absorbing import AbsorbingDenoiser, AbsorbingDenoiserConfig
-from vq_ihdm.data.conditioning import covariate_table, find_vocabulary, withhold
+from vq_ihdm.data.conditioning import askable, covariate_table, find_vocabulary, withhold
 from vq_ihdm.errors import InputError
 from vq_ihdm.fit_prior import MIN_SUBJECTS, fit_prior
 
@@ -84,6 +84,14 @@ def test_missing_values_and_unknown_categories_are_not_given():
 def test_columns_of_which_nothing_can_be_learnt(names, sentence):
     with pytest.raises(InputError, match=sentence):
         find_vocabulary(people(2 * MIN_SUBJECTS), names, "here")
+
+
+def test_other_people_are_asked_for_as_far_as_the_model_knows_them():
+    """Own scans, of people ten years older than anybody the model has seen."""
+    nan = float("nan")
+    table = torch.tensor([[20.0, 1.0], [84.0, nan], [95.0, 0.0], [nan, 1.0]])  # six years more than 80 are allowed
+    asked = askable(KNOWN, table)
+    torch.testing.assert_close(asked, table.masked_fill(table > 90, nan), equal_nan=True)
 
 
 def test_every_number_of_covariates_is_withheld_in_a_share_of_the_rows():

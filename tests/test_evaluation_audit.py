@@ -15,7 +15,7 @@ from vq_ihdm import PixelIHDMPipeline
 from vq_ihdm.baselines.pixel_ihdm import InverseHeatScheduler, create_unet
 from vq_ihdm.data.images import load_slices
 from vq_ihdm.data.tokens import encode_split
-from vq_ihdm.evaluation.audit import audit, copies_by_chance
+from vq_ihdm.evaluation.audit import PLANTED, audit, copies_by_chance
 from vq_ihdm.evaluation.evaluator import EvaluationSet, evaluate_images
 from vq_ihdm.evaluation.features import FeatureNetwork
 from vq_ihdm.evaluation.image_sets import ImageSet
@@ -94,7 +94,7 @@ def test_planted_copies_are_caught(reference, tokenized, share, copies, known, m
     of_tokenizer = {"codes": (tokenized, codes), "tokenizer": (tokenized, None), "nothing": (None, None)}[known]
     audit = evaluate_images(images, reference, *of_tokenizer).audit
     assert audit.failures and not audit.to_json()["passed"]
-    assert all("copies" in sentence for sentence in audit.failures)
+    assert all("copies" in sentence or "hardly changed" in sentence for sentence in audit.failures)
 
 
 @pytest.mark.slow
@@ -124,11 +124,27 @@ def test_the_report_tells_which_copies_would_have_been_noticed(reference, tokeni
     images, codes = sample(0, "verbatim", reference)
     report = evaluate_images(images, reference, tokenized, codes)
     caught = {(power.copies, power.planted): power.caught for power in report.audit.power}
-    assert {planted for _, planted in caught} == {0.01, 0.02, 0.05, 0.1}
-    assert caught["verbatim", 0.02] > 0.9 and caught["decoded", 0.05] == 1 and caught["imperfect", 0.05] == 1
+    assert {planted for _, planted in caught} == {share for share in PLANTED if round(share * N)}
+    assert caught["verbatim", 0.01] == 1 and caught["decoded", 0.05] == 1 and caught["imperfect", 0.05] == 1
     assert "**Passed**" in report.to_markdown({}) and "verbatim copies in" in report.to_markdown({})
     failed = evaluate_images(sample(0.1, "verbatim", reference)[0], reference)
     assert "**Failed.**" in failed.to_markdown({})
+
+
+def test_a_single_training_image_among_the_generated_ones_is_one_too_many(reference):
+    images = individuals(N, 1, seed=3).images
+    images[7] = reference.training.images[9]
+    failures = evaluate_images(images, reference).audit.failures
+    assert "In pixels 1 of the images are training images, hardly changed." in failures
+
+
+def test_a_system_that_was_trained_on_those_who_are_held_out_fails(reference):
+    """To people held out it stands as near as a memorising one to its training images."""
+    seen = np.resize(np.arange(len(reference.held_out)), N)
+    noise = np.random.default_rng(0).normal(0, 4, (N, *reference.held_out.images.shape[1:]))
+    images = np.clip(reference.held_out.images[seen] + noise, 0, 255).astype(np.uint8)
+    failures = evaluate_images(images, reference).audit.failures
+    assert any("In pixels" in said and "seems to have been trained on them" in said for said in failures)
 
 
 def test_a_few_copies_among_many_images_are_no_chance():

@@ -95,9 +95,20 @@ def test_a_choice_of_many_images_keeps_whole_people():
 
 
 def test_kernel_distance_is_unbiased():
-    values = [kernel_distance(Grams.of(gaussian(24, seed=2 * i), gaussian(36, seed=2 * i + 1))) for i in range(400)]
+    groups = np.arange(24), np.arange(36)
+    sides = [(gaussian(24, seed=2 * i), gaussian(36, seed=2 * i + 1)) for i in range(400)]
+    values = [kernel_distance(Grams.of(*side), *groups) for side in sides]
     assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(400)
-    assert kernel_distance(Grams.of(gaussian(24, shift=1), gaussian(36, seed=1))) > 4 * np.std(values)
+    assert kernel_distance(Grams.of(gaussian(24, shift=1), gaussian(36, seed=1)), *groups) > 4 * np.std(values)
+
+
+def test_slices_of_one_person_do_not_count_as_two_people():
+    """Each of six people nine times: pairs of the same person are alike and would add to the distance."""
+    each, people = np.arange(54), np.repeat(np.arange(6), 9)
+    grams = [Grams.of(gaussian(54, seed=2 * i), gaussian(6, seed=2 * i + 1)[people]) for i in range(200)]
+    all_pairs, different = ([kernel_distance(g, each, groups) for g in grams] for groups in (each, people))
+    assert abs(np.mean(different)) < 3 * np.std(different) / np.sqrt(200)
+    assert np.mean(all_pairs) > 6 * np.std(all_pairs) / np.sqrt(200)
 
 
 def test_neighbourhoods_of_a_collapsed_generator_are_precise_and_cover_nothing():
@@ -169,6 +180,8 @@ def test_pairs_are_of_different_people_and_of_one_level_if_asked():
     assert same.value == pytest.approx(1) and same.details["pairs"] == 15
     assert pair_similarity(ImageSet(patterns[levels], subjects, levels)).value < 0.9
     assert pair_similarity(independent(patterns), same_level=True) is None
+    one_couple = np.tile(np.arange(5), 2)
+    assert pair_similarity(ImageSet(patterns[one_couple], np.repeat([0, 1], 5), one_couple), same_level=True) is None
 
 
 def test_duplicates_are_counted_within_the_set():
@@ -176,7 +189,14 @@ def test_duplicates_are_counted_within_the_set():
     images[10:14] = images[:4]
     groups = np.arange(20)
     found = nearest(images, images, groups, 1 / (255 * 16), own=groups)
-    assert duplicate_rate(found.distance, 0.01, groups).value == pytest.approx(8 / 20)
+    rate = duplicate_rate(found.by_subject, 0.01, groups)
+    assert rate.value == pytest.approx(8 / 20)
+    # Of ten images in a half each has its twin there in nine of nineteen cases.
+    assert np.mean(rate.resampled) == pytest.approx(8 / 20 * 9 / 19, abs=0.05)
+    people = np.repeat(np.arange(10), 2)  # the twins are of other people; one more is of the same
+    images[19] = images[18]
+    found = nearest(images, images, people, 1 / (255 * 16), own=people)
+    assert duplicate_rate(found.by_subject, 0.01, people).value == pytest.approx(8 / 20)
 
 
 # memorisation

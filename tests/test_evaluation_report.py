@@ -19,7 +19,7 @@ from vq_ihdm.errors import InputError
 from vq_ihdm.evaluation.evaluator import EvaluationSet, evaluate_images
 from vq_ihdm.evaluation.features import FeatureNetwork
 from vq_ihdm.evaluation.image_sets import ImageSet, independent, read_data_set, read_image_folder
-from vq_ihdm.evaluation.pipelines import evaluate_pipeline
+from vq_ihdm.evaluation.pipelines import evaluate_pipeline, tokenize
 from vq_ihdm.evaluation.report import KINDS
 from vq_ihdm.evaluation.second_stage import Tokenized
 from vq_ihdm.hub.checks import failed_checks
@@ -313,7 +313,7 @@ def test_a_pipeline_may_be_compared_with_data_it_was_not_trained_on(pipeline_fol
     write_model_card(record(model, **content["data"]))
     assert "Not evaluated yet" in (model / "README.md").read_text()
     run_script("evaluate.py", *flags)
-    assert "against 20 images of 4 held-out subjects" in (model / "README.md").read_text()
+    assert "against 20 images of 4 held-out subjects (the split test)" in (model / "README.md").read_text()
     own = json.loads((model / "evaluation" / "report.json").read_text())
     assert "trained_on" not in own and own["weights"] == read_record(model)["weights"]
     assert "unevaluated" not in failed_checks(model)
@@ -322,6 +322,10 @@ def test_a_pipeline_may_be_compared_with_data_it_was_not_trained_on(pipeline_fol
     before = (model / "evaluation" / "report.json").read_bytes()
     run_script("evaluate.py", *flags, "--temperature", 0.5)
     assert json.loads((out / "report.json").read_text())["generated"]["temperature"] == 0.5
+    assert (model / "evaluation" / "report.json").read_bytes() == before
+    # Nor is what those say who chose the best network.
+    run_script("evaluate.py", *flags, "--split", "validation")
+    assert json.loads((out / "report.json").read_text())["data"]["splits"].keys() == {"train", "validation"}
     assert (model / "evaluation" / "report.json").read_bytes() == before
     inside = (*flags[:-1], model / "evaluation" / "full")
     assert "is replaced as a whole; name an --output_dir outside" in refusal(run_script, "evaluate.py", *inside)
@@ -334,6 +338,14 @@ def test_a_tokenizer_without_a_vqgan_is_refused_before_anything_is_measured(tmp_
     said = refusal(run_script, "evaluate.py", *arguments, "--tokenizer", tmp_path / "gan")
     assert "gan holds a GANPipeline, which has no VQGAN; leave --tokenizer out" in said
     assert "no model_index.json" in refusal(run_script, "evaluate.py", *arguments, "--tokenizer", images)
+
+
+def test_a_tokenizer_of_other_sizes_is_told_in_one_sentence(pipeline, tmp_path):
+    sides = (people(4, 6, seed=seed, size=30) for seed in (1, 2))
+    data = write_data_set(tmp_path / "data", **dict(zip(("train", "test"), sides, strict=True)))
+    reference = EvaluationSet(*read_data_set(str(data)), [])
+    with pytest.raises(InputError, match="no multiple of the downsampling factor 4"):
+        tokenize(pipeline, reference)
 
 
 def test_generated_images_are_independent_and_scans_are_not():

@@ -100,6 +100,19 @@ def covariate_table(known: Sequence[Covariate], split: Dataset) -> torch.Tensor:
     return table
 
 
+def askable(known: Sequence[Covariate], table: torch.Tensor) -> torch.Tensor:
+    """A table (N, C) of any people, with NaN for what the model cannot be asked for: values out of its range."""
+
+    def asked(covariate: Covariate, number: float) -> float:
+        try:
+            return covariate.encode(covariate.decode(number))
+        except ValueError:
+            return math.nan
+
+    columns = zip(known, table.T.tolist(), strict=True)
+    return torch.tensor([[asked(covariate, number) for number in column] for covariate, column in columns]).T
+
+
 def withhold(table: torch.Tensor, share: float) -> torch.Tensor:
     """A table (B, C) of which, in a share of the rows, some values are not given.
 

@@ -182,8 +182,16 @@ def groups_of(
 
 
 def kernel_estimate(images: Labelled, real: Labelled) -> Estimate:
-    """KID over all pairs, of at most `MAX_RESAMPLED` images a side, with its interval over groups of both."""
+    """KID over pairs of different people, of at most `MAX_RESAMPLED` images a side, with its interval over both.
+
+    A group has few people: pairs of slices of one of them would add more than a model's KID is.
+    """
     images, real = (side.take(choice(side.groups, MAX_RESAMPLED)) for side in (images, real))
     grams = Grams.of(*(torch.from_numpy(np.ascontiguousarray(side.features)) for side in (images, real)))
+
+    def kid(i: np.ndarray, j: np.ndarray) -> float:
+        return kernel_distance(grams.take(i, j), images.groups[i], real.groups[j])
+
     halves = zip(half_samples(images.groups), half_samples(real.groups, real=True), strict=True)
-    return estimate(kernel_distance(grams), [kernel_distance(grams.take(i, j)) for i, j in halves], len(images.groups))
+    whole = kid(np.arange(len(images.groups)), np.arange(len(real.groups)))
+    return estimate(whole, [kid(i, j) for i, j in halves], len(images.groups))

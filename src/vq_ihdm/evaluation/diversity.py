@@ -69,7 +69,7 @@ def pair_similarity(image_set: ImageSet, same_level: bool = False) -> Estimate |
             left = [i for i in left if image_set.slices[i] in levels]
             right = [levels[image_set.slices[i]] for i in left]
         pairs += [(couple, i, j) for i, j in zip(left, right, strict=False)]
-    if not pairs:
+    if len({couple for couple, *_ in pairs}) < 2:  # of one alone no half-sample can be drawn
         return None
     pairs = np.array(pairs)[rng.permutation(len(pairs))[:MAX_PAIRS]]
     values = []
@@ -81,12 +81,22 @@ def pair_similarity(image_set: ImageSet, same_level: bool = False) -> Estimate |
     return estimate(values.mean(), resampled, len(image_set), 0, 1, pairs=len(pairs))
 
 
-def duplicate_rate(nearest_other: np.ndarray, threshold: float, groups: np.ndarray) -> Estimate:
+def duplicate_rate(by_group: np.ndarray, threshold: float, groups: np.ndarray) -> Estimate:
     """Share of images with another one of the same set, but of another group, nearer than `threshold`.
 
+    A half-sample knows the neighbours in its half alone: with those of the whole set its images would share them, and
+    the interval would be too narrow.
+
     Args:
-        nearest_other: (N,) distance of each image to the nearest image of another group.
+        by_group: (N, G) distance of each image to the nearest image of each group, inf for its own.
+        groups: (N,) int.
     """
-    is_duplicate = nearest_other < threshold
-    resampled = [is_duplicate[half].mean() for half in half_samples(groups)]
-    return estimate(is_duplicate.mean(), resampled, len(is_duplicate), 0, 1, threshold=threshold)
+    near = by_group < threshold
+    column = np.unique(groups, return_inverse=True)[1]
+
+    def rate(rows: np.ndarray) -> float:
+        return near[np.ix_(rows, np.unique(column[rows]))].any(axis=1).mean()
+
+    return estimate(
+        near.any(axis=1).mean(), [rate(half) for half in half_samples(groups)], len(near), 0, 1, threshold=threshold
+    )

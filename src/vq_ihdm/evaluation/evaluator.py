@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from ..errors import InputError
 from .anatomy import compare_anatomy, measure_anatomy
-from .audit import IMPERFECT, Power, audit, power_of_copy_test
+from .audit import IMPERFECT, Power, audit, level_of_each, power_of_audit
 from .diversity import duplicate_rate, pair_similarity
 from .features import FeatureNetwork, Features, content_key
 from .fidelity import fidelity
@@ -187,8 +187,8 @@ class EvaluationSet:
             estimates["ms_ssim", "pixels"] = pair_similarity(image_set)
             compared = image_set.take(choice(image_set.subjects, MAX_NEIGHBOURS))
             images, groups = compared.images, compared.subjects
-            nearest_other = nearest(images, images, groups, self._pixel_scale, own=groups).distance
-            estimates["duplicate_rate", "pixels"] = duplicate_rate(nearest_other, self.pixels.close, groups)
+            others = nearest(images, images, groups, self._pixel_scale, own=groups).by_subject
+            estimates["duplicate_rate", "pixels"] = duplicate_rate(others, self.pixels.close, groups)
             real = self.held_out_sample.anatomy
             anatomy = compare_anatomy(sample.anatomy, real, image_set.subjects, self.held_out.subjects)
             estimates |= {(name, "grey levels"): estimate for name, estimate in anatomy.items()}
@@ -257,7 +257,7 @@ def evaluate_images(
     figures += [figure for space in spaces for figure in memorisation_figures(space, *found[space.name])]
     figures += others or []
     relative = {name: relative_distance(*nearest_images) for name, nearest_images in found.items()}
-    power = positive_control(spaces, relative, reference, tokenized)
+    power = positive_control(spaces, relative, reference, tokenized, level_of_each(figures))
 
     order = list(KINDS)
     return Report(
@@ -275,12 +275,17 @@ def evaluate_images(
 
 
 def positive_control(
-    spaces: list[Space], generated: dict[str, np.ndarray], reference: EvaluationSet, tokenized: Tokenized | None
+    spaces: list[Space],
+    generated: dict[str, np.ndarray],
+    reference: EvaluationSet,
+    tokenized: Tokenized | None,
+    level: float,
 ) -> list[Power]:
     """How often the audit notices copies of training images among the generated ones, as they are, decoded or altered.
 
     Args:
         generated: (N,) relative distances of the generated images, by space.
+        level: of each test of the audit.
     """
     index, primary = reference.training_index(MAX_PLANTED), reference.networks[0].name
     planted = {"verbatim": (reference.training.images[index], reference.training_features[primary].take(index))}
@@ -292,9 +297,9 @@ def positive_control(
         if tokenized is not None:
             vectors["codes"] = tokenized.training_codes[index, 0]
         relative = {space.name: relative_distance(*space.search(vectors[space.name])) for space in spaces}
-        power += power_of_copy_test(copies, generated, relative, spaces)
+        power += power_of_audit(copies, generated, relative, spaces, level)
     altered = {space.name: np.full(1, IMPERFECT) for space in spaces}
-    return power + power_of_copy_test("imperfect", generated, altered, spaces)
+    return power + power_of_audit("imperfect", generated, altered, spaces, level)
 
 
 def second_stage_figures(

@@ -92,7 +92,7 @@ def fidelity(
 def resample(
     grams: Grams, groups: np.ndarray, real_groups: np.ndarray, paired: bool, logits: torch.Tensor | None
 ) -> dict[str, list[float]]:
-    """The measures of each half-sample; arguments as of `fidelity`."""
+    """The measures of each half-sample; arguments as of `fidelity`. KID is over all pairs, as torch-fidelity's."""
     rng = np.random.default_rng(0)  # of the quarters
     resampled = {name: [] for name in RANGES}
     rows, columns = half_samples(groups), half_samples(real_groups, real=True)
@@ -104,7 +104,8 @@ def resample(
             k = half_sample(groups[i], rng)
             quarters.append(frechet_distance(half.take(k, k if paired else half_sample(real_groups[j], rng))))
         measured = neighbourhoods(half)
-        measured |= {"fid": half_fid, "fid_infinity": extrapolate(half_fid, quarters), "kid": kernel_distance(half)}
+        measured |= {"fid": half_fid, "fid_infinity": extrapolate(half_fid, quarters)}
+        measured["kid"] = kernel_distance(half, np.arange(len(i)), np.arange(len(j)))
         if logits is not None:
             measured["isc"] = inception_score(logits[i])
         for name, value in measured.items():
@@ -152,12 +153,18 @@ def extrapolate(fid: float, fids_at_half_size: list[float]) -> float:
     return float(2 * fid - np.mean(fids_at_half_size))
 
 
-def kernel_distance(grams: Grams) -> float:
-    """Unbiased squared MMD with the kernel (x'y / D + 1)^3 (Binkowski et al., 2018), over all pairs."""
-    n, m = grams.xy.shape
+def kernel_distance(grams: Grams, groups: np.ndarray, real_groups: np.ndarray) -> float:
+    """Squared MMD with the kernel (x'y / D + 1)^3 (Binkowski et al., 2018), over all pairs of different groups.
+
+    Unbiased where the groups are independent. With the slices of a person as a group each, pairs of them count too:
+    they are alike, which adds the more the fewer people there are.
+
+    Args:
+        groups: (n,) and real_groups: (m,) int.
+    """
     kxx, kxy, kyy = ((gram + 1) ** 3 for gram in grams[:3])
-    within = (kxx.sum() - np.trace(kxx)) / (n * (n - 1)) + (kyy.sum() - np.trace(kyy)) / (m * (m - 1))
-    return float(within - 2 * kxy.mean())
+    within = (k[g[:, None] != g].mean() for k, g in ((kxx, groups), (kyy, real_groups)))
+    return float(sum(within) - 2 * kxy.mean())
 
 
 def neighbourhoods(grams: Grams) -> dict[str, float]:

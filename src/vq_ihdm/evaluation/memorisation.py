@@ -18,6 +18,7 @@ from .resampling import MAX_NEIGHBOURS, Estimate, choice, estimate, half_samples
 
 CLOSE_QUANTILE = 0.01  # share of real held-out images that count as close to a training image
 COPY_FACTOR = 0.8  # how much nearer than any real held-out image a copy is
+VERBATIM = 0.25  # relative distance below which an image is a training image, hardly changed
 BLOCK = 512  # images a side whose distances are in memory at a time
 
 
@@ -134,6 +135,10 @@ class Space:
         """
         return COPY_FACTOR * float(relative_distance(*self.real).min())
 
+    @property
+    def verbatim_threshold(self) -> float:
+        return min(VERBATIM, self.copy_threshold)
+
 
 def relative_distance(to_training: Nearest, to_held_out: Nearest) -> np.ndarray:
     """(Q,) distance to the nearest training image over that to the nearest held-out image; 0 for a copy."""
@@ -143,8 +148,7 @@ def relative_distance(to_training: Nearest, to_held_out: Nearest) -> np.ndarray:
 def memorisation_figures(space: Space, to_training: Nearest, to_held_out: Nearest) -> list[Figure]:
     """The audit of generated images; the floor has held-out images in their place."""
     estimates, floors = (
-        training_proximity(*found, groups)
-        | {"copy_rate": copy_rate(relative_distance(*found), space.copy_threshold, groups)}
+        training_proximity(*found, groups) | {"copy_rate": copy_rate(relative_distance(*found), space, groups)}
         for found, groups in (
             ((to_training, to_held_out), np.arange(len(to_training.distance))),
             (space.real, space.people),
@@ -216,12 +220,12 @@ def training_share(to_training: np.ndarray, to_held_out: np.ndarray) -> float:
     return float((to_training.min(axis=1) < to_held_out.min(axis=1)).mean())
 
 
-def copy_rate(relative: np.ndarray, threshold: float, groups: np.ndarray) -> Estimate:
-    """Share of images whose `relative_distance` (N,) is below the copy threshold.
+def copy_rate(relative: np.ndarray, space: Space, groups: np.ndarray) -> Estimate:
+    """Share of images whose `relative_distance` (N,) is below the copy threshold; its details: how many are verbatim.
 
     Args:
         groups: (N,) int for the interval.
     """
-    copied = relative < threshold
+    copied, verbatim = relative < space.copy_threshold, int((relative < space.verbatim_threshold).sum())
     resampled = [copied[half].mean() for half in half_samples(groups)]
-    return estimate(copied.mean(), resampled, len(copied), 0, 1, threshold=threshold)
+    return estimate(copied.mean(), resampled, len(copied), 0, 1, threshold=space.copy_threshold, verbatim=verbatim)

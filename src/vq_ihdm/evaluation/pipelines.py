@@ -13,11 +13,12 @@ from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
 from ..covariates import Covariate, decode_covariates
-from ..data.conditioning import covariate_table
-from ..data.images import tensor_to_uint8
+from ..data.conditioning import askable, covariate_table
+from ..data.images import check_image_size, tensor_to_uint8
 from ..data.tokens import encode_split
 from ..heat import blur, dct
 from ..sampling_arguments import usual_sampling
+from ..vqgan.model import downsampling_factor
 from .conditioning import Labelled, conditioning_figures
 from .evaluator import EvaluationSet, evaluate_images
 from .image_sets import ImageSet, independent
@@ -65,8 +66,10 @@ def evaluate_pipeline(
     if known:
         table = covariate_table(known, reference.training.split)
         table = table[np.resize(reference.training_index(num_images), num_images)]
-        asked["covariates"] = decode_covariates(known, table)
-        about["covariates"] = "of training images"
+        table = askable(known, table)
+        if not table.isnan().all():
+            asked["covariates"] = decode_covariates(known, table)
+            about["covariates"] = "of training images"
     drawn = draw_images(pipe, num_images, seed, batch_size, **sampling, **asked)
     reference.check(drawn.images, "generated")
     tokenized, others = None, []
@@ -100,7 +103,12 @@ def decode(pipe: DiffusionPipeline, codes: torch.Tensor, batch_size: int = 32) -
 
 
 def tokenize(pipe: DiffusionPipeline, reference: EvaluationSet, batch_size: int = 32) -> Tokenized:
-    """The real images through a pipeline's tokenizer and back; codes come from the cache that training uses."""
+    """The real images through a pipeline's tokenizer and back; codes come from the cache that training uses.
+
+    Raises:
+        InputError: they have a size that it does not take.
+    """
+    check_image_size(reference.training.split, "the data set", downsampling_factor(pipe.vqvae))
     training = encode_split(pipe.vqvae, reference.training.split, mirrored=True, batch_size=batch_size)
     held_out = encode_split(pipe.vqvae, reference.held_out.split, mirrored=True, batch_size=batch_size)
     decoded = decode(pipe, training[:, 0], batch_size), decode(pipe, held_out[:, 0], batch_size)

@@ -13,8 +13,8 @@ Schema of `report.json`:
     networks: [{name, weights}], the feature networks with a fingerprint of their weights; the first one is primary
     resamples: how many half-samples stand behind each interval
     audit: the verdict on memorisation, `passed`: true or false, with its `failures` in sentences; the one-sided
-        `tests` it rests on (name and features of a figure, p_value) and their `level`, `margin` and `by_chance`;
-        `power`: how often copies of a share `planted` are `caught`
+        `tests` it rests on (name, features, p_value; `leak` is of nearest_ratio) and their `level`, `margin` and
+        `by_chance`; `power`: how often copies of a share `planted` are `caught`
     figures: a flat list, one entry a figure and feature network:
         name: a key of `KINDS`, such as "kid"; group, title, better ("lower", "higher", "floor" or "ceiling": the
             closer to it, the better) come from there
@@ -94,9 +94,10 @@ KINDS = {
 
 EXPLANATIONS = {
     "fidelity": (
-        "Each set against all held-out images. KID first: it is unbiased at small N, while FID falls as N grows. "
-        "Precision, recall: k = 3; density, coverage: k = 5; the nearest neighbours of a scan are slices of the same "
-        "person, which keeps these four below 1 even for real images."
+        "Each set against all held-out images. KID first: it has no bias by N, while FID falls as N grows; by the "
+        "number of held-out people it has one, the same for every system and for the floor. Precision, recall: k = 3; "
+        "density, coverage: k = 5; the nearest neighbours of a scan are slices of the same person, which keeps these "
+        "four below 1 even for real images."
     ),
     "second stage": (
         "Against the decoded codes of all held-out images, so that the tokenizer's error stands on both sides, and on "
@@ -115,7 +116,8 @@ EXPLANATIONS = {
         "scans: tested on held-out people whose images went through the tokenizer, which bears its mark as generated "
         "images do. The ceiling has decoded training images in place of generated ones, and for control decoded "
         "images of held-out people. Numbers: mean absolute error; categories: balanced accuracy. Intervals are over "
-        "those who are tested. Groups: KID of the images asked for against held-out people of the same group."
+        "those who are tested. Groups: KID of the images asked for against held-out people of the same group, over "
+        "pairs of different people."
     ),
     "diversity": (
         "MS-SSIM of pairs of different subjects: above the floor there is less variety than among people. A duplicate "
@@ -130,7 +132,9 @@ EXPLANATIONS = {
         "held-out one as no held-out image does, by a margin of a fifth. Decoded pixels, codes: against training "
         "images as the tokenizer decodes and encodes them, where its error hides no copy. u_T: draws of the prior "
         "against blurred images. Codes and u_T of real images count with those of their mirror images. The floor has "
-        "held-out images in place of generated ones. The verdict rests on one-sided tests of copy rate and ratio."
+        "held-out images in place of generated ones. The verdict rests on one-sided tests of copy rate and ratio. A "
+        "single image four times as near to a training image as to any held-out one fails the audit; so does a ratio "
+        "far above its floor, for such a system was trained on those who are held out."
     ),
     "anatomy": (
         "Segmentation by grey level, the same for all sets; Wasserstein distance to the held-out distribution, in "
@@ -161,7 +165,8 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Test:
-    """A one-sided test of a figure in a space: how likely so high a copy rate, or so low a ratio, is by chance."""
+    """A one-sided test in a space: how likely so high a `copy_rate`, so low a `nearest_ratio`, or one so high (`leak`),
+    is by chance."""
 
     name: str
     features: str
@@ -284,8 +289,8 @@ def describe_audit(audit: dict) -> list[str]:
     """The verdict and the power of an audit, as `report.json` has it, in Markdown."""
     if audit["passed"]:
         verdict = (
-            f"**Passed**: no copy rate significantly above {audit['by_chance']:.1%}, and no nearness to training "
-            "subjects beyond that of held-out people."
+            f"**Passed**: no copy rate significantly above {audit['by_chance']:.1%}, and no ratio of distances "
+            f"significantly more than {audit['margin']:g} below that of held-out people."
         )
     else:
         verdict = "**Failed.** " + " ".join(audit["failures"])
@@ -293,8 +298,8 @@ def describe_audit(audit: dict) -> list[str]:
     if audit["power"]:
         caught = {}
         for power in audit["power"]:
-            caught.setdefault(power["copies"], []).append(f"{power['caught']:.0%} at {power['planted']:.0%}")
-        lines += ["", "Had a part of the images been copies of training images, the copy rate would have noticed:", ""]
+            caught.setdefault(power["copies"], []).append(f"{power['caught']:.0%} at {100 * power['planted']:g}%")
+        lines += ["", "Had a part of the images been copies of training images, the audit would have noticed:", ""]
         lines += [f"- {copies} copies in {', '.join(shares)} of the images." for copies, shares in caught.items()]
         if "imperfect" in caught:
             lines.append("- Imperfect ones stand a quarter as far from a training image as from any held-out one.")

@@ -36,7 +36,7 @@ def eval_results(source: str, report: dict[str, Any] | None) -> list[EvalResult]
         EvalResult(
             task_type=TASK,
             dataset_type="image-folder",
-            dataset_name=f"{source}, held-out subjects",
+            dataset_name=f"{source}, held-out subjects ({'+'.join(held_out_splits(report))})",
             metric_type=figure["name"],
             metric_name=f"{figure['title']} ({figure['features']}, N = {figure['generated']['num_images']})",
             metric_value=round(figure["generated"]["value"], decimals(figure["generated"])),
@@ -44,6 +44,11 @@ def eval_results(source: str, report: dict[str, Any] | None) -> list[EvalResult]
         for figure in ([*headlines(report), *memorisation_figures(report)] if report else [])
         if figure["generated"] is not None
     ]
+
+
+def held_out_splits(report: dict[str, Any]) -> list[str]:
+    """The splits a report is of, without `train`."""
+    return [name for name in report["data"]["splits"] if name != "train"]
 
 
 def quality(report: dict[str, Any]) -> str:

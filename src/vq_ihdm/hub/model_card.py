@@ -21,7 +21,7 @@ from ..evaluation.report import describe_audit as describe_verdict
 from ..files import read_json, replacing
 from .audit import audit_failures, memorisation_figures
 from .evaluated_data import own_report
-from .figures import TASK, control_figures, eval_results, figure_table, headlines, quality
+from .figures import TASK, control_figures, eval_results, figure_table, headlines, held_out_splits, quality
 from .model_files import system_of
 from .record import RECORD, own_record, told_digests
 
@@ -218,15 +218,20 @@ def describe_evaluation(report: dict[str, Any] | None, system: str) -> str:
     setting = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in generated.items() if key != "num_images")
     lines = [
         f"{generated['num_images']} generated images ({setting}) against {real['num_images']} images of "
-        f"{real['num_subjects']} held-out subjects. In brackets 95 % intervals; beside them the same measure of real "
-        "training images in place of generated ones, and as ceiling of those images decoded from their codes: what a "
-        "perfect second stage would reach.",
+        f"{real['num_subjects']} held-out subjects ({describe_split(report)}). In brackets 95 % intervals; beside them "
+        "the same measure of real training images in place of generated ones, and as ceiling of those images decoded "
+        "from their codes: what a perfect second stage would reach.",
         "",
         *figure_table(headlines(report)),
         "",
         "All figures with their explanations, and plots: [evaluation/report.md](evaluation/report.md).",
     ]
     return "\n".join(lines)
+
+
+def describe_split(report: dict[str, Any]) -> str:
+    name = "+".join(held_out_splits(report))
+    return f"the split {name}" + (", which chose the best network" if "validation" in name else "")
 
 
 def describe_audit(report: dict[str, Any] | None, system: str) -> str:
@@ -245,7 +250,11 @@ def describe_data(record: dict[str, Any]) -> str:
     data = record["data"]
     source: Source = SOURCES.get(data["source"], OWN)
     rows = [[split, count.get("subjects", "unknown"), count["slices"]] for split, count in data["splits"].items()]
-    apart = "no subject is in two splits" if is_built(data) else "whether subjects are in two is not known"
+    apart = (
+        "no subject, as the set names them, is in two splits"
+        if is_built(data)
+        else "whether subjects are in two is not known"
+    )
     code = "The code in this repository is under Apache-2.0; the weights are passed on under the terms of the data."
     if not data["redistribution"]:
         code += " **The images of the data set must not be redistributed, and none is part of this repository.**"
