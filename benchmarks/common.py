@@ -13,8 +13,9 @@ from vq_ihdm.errors import InputError
 from vq_ihdm.evaluation import features
 from vq_ihdm.evaluation.evaluator import EvaluationSet
 from vq_ihdm.evaluation.image_sets import read_data_set
-from vq_ihdm.files import replacing
-from vq_ihdm.hub.record import cpu_name
+from vq_ihdm.files import read_json, replacing
+from vq_ihdm.hub.model_files import weights_digest
+from vq_ihdm.hub.record import DATA_FACTS, cpu_name, repository_file
 from vq_ihdm.training.state import load_state
 
 # Discrete VQ-IHDM as published: flags of train_ihdm.py on top of a preset's.
@@ -62,10 +63,16 @@ def load_reference(args: argparse.Namespace) -> EvaluationSet:
 def check_settings(args: argparse.Namespace) -> None:
     """Keep the settings in --work_dir, so that no later run adds figures of others to them.
 
+    Names of a set and a tokenizer are not enough: either may have been made anew in its place.
+
     Raises:
         InputError: the folder is of a run with other settings.
     """
     settings = {name: value for name, value in vars(args).items() if name not in PLACES}
+    facts = repository_file(args.dataset_name, DATA_FACTS, "dataset")
+    settings["dataset_name's digest"] = read_json(facts).get("digest") if facts else None
+    if "vqvae" in settings and Path(args.vqvae).is_dir():
+        settings["vqvae's weights"] = weights_digest(Path(args.vqvae))
     file = args.work_dir / "settings.json"
     if file.is_file():
         for name, value in json.loads(file.read_text()).items():

@@ -10,7 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import ROOT, build_template_set, refusal, run_script
+from conftest import ROOT, build_template_set, refusal, run_script, tiny_vq_model
 from evaluation_helpers import TinyExtractor
 from PIL import Image
 
@@ -135,13 +135,32 @@ def test_one_step_and_its_ablations(benchmark, vqgan_run):
     assert verdicts == 2 * (len(systems) - 1)
 
 
-def test_more_trainings_go_into_the_folder_of_fewer(tmp_path, monkeypatch):
+def test_more_trainings_go_into_the_folder_of_fewer_and_no_others(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    check_settings = importlib.import_module("common").check_settings
-    check_settings(Namespace(work_dir=tmp_path, train_steps=5, training_seeds=[0]))
-    check_settings(Namespace(work_dir=tmp_path, train_steps=5, training_seeds=[0, 1, 2]))
+    check_settings, data, vqvae = (
+        importlib.import_module("common").check_settings,
+        tmp_path / "data",
+        tmp_path / "vqvae",
+    )
+    data.mkdir()
+    (data / "vq_ihdm.json").write_text('{"digest": "first"}')
+    tiny_vq_model().save_pretrained(vqvae)
+
+    def check(train_steps: int = 5, training_seeds: tuple = (0,)) -> None:
+        what = {"dataset_name": str(data), "vqvae": str(vqvae), "work_dir": tmp_path / "work"}
+        check_settings(Namespace(train_steps=train_steps, training_seeds=training_seeds, **what))
+
+    check()
+    check(training_seeds=(0, 1, 2))
     with pytest.raises(InputError, match="holds a run with --train_steps 5, this one has 6"):
-        check_settings(Namespace(work_dir=tmp_path, train_steps=6, training_seeds=[0]))
+        check(train_steps=6)
+    (data / "vq_ihdm.json").write_text('{"digest": "second"}')
+    with pytest.raises(InputError, match="dataset_name's digest first, this one has second"):
+        check()
+    (data / "vq_ihdm.json").write_text('{"digest": "first"}')
+    tiny_vq_model(seed=1).save_pretrained(vqvae)  # trained anew, in the place of the old one
+    with pytest.raises(InputError, match="vqvae's weights"):
+        check()
 
 
 @pytest.mark.parametrize(

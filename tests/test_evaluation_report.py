@@ -341,7 +341,7 @@ def test_a_tokenizer_without_a_vqgan_is_refused_before_anything_is_measured(tmp_
 
 
 def test_a_tokenizer_of_other_sizes_is_told_in_one_sentence(pipeline, tmp_path):
-    sides = (people(4, 6, seed=seed, size=30) for seed in (1, 2))
+    sides = (people(8, 6, seed=seed, size=30) for seed in (1, 2))
     data = write_data_set(tmp_path / "data", **dict(zip(("train", "test"), sides, strict=True)))
     reference = EvaluationSet(*read_data_set(str(data)), [])
     with pytest.raises(InputError, match="no multiple of the downsampling factor 4"):
