@@ -27,7 +27,12 @@ UNFINISHED = ".converting-"  # begins the name of the folder that a series' volu
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file says that it is DICOM, by its name or by the mark behind its preamble."""
+    """Whether a file says that it is DICOM, by its name or by the mark behind its preamble.
+
+    Not the table of contents of a CD, which says so too.
+    """
+    if path.name == "DICOMDIR" or path.name.startswith("."):
+        return False
     if path.suffix.lower() in (".dcm", ".ima"):
         return True
     if not path.is_file():
@@ -38,7 +43,11 @@ def is_dicom(path: Path) -> bool:
 
 def series_folders(folder: Path) -> list[Path]:
     """The folders below `folder` that hold DICOM files themselves, in order."""
-    places = [Path(place) for place, _, files in os.walk(folder) if any(is_dicom(Path(place, f)) for f in files)]
+    places = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name != "__MACOSX" and not name.startswith(".")]
+        if any(is_dicom(Path(place, name)) for name in files):
+            places.append(Path(place))
     if not places:
         raise InputError(f"no DICOM file was found in {folder}; check --input_dir.")
     return sorted(places)

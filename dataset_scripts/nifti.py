@@ -20,6 +20,7 @@ again and it goes on.
 import argparse
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -45,6 +46,7 @@ from vq_ihdm.data.scans import Scan, find_scans, preference, select_scans
 from vq_ihdm.data.sources import ADNI, IXI, OASIS1, OWN, Source, with_licence
 from vq_ihdm.data.volumes import SliceSettings, prepare_volume
 from vq_ihdm.errors import InputError, naming, run
+from vq_ihdm.files import hold
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,11 @@ def groups(pattern: str) -> int:
 
 
 def middle_slices(text: str) -> int:
-    """`middle:40` -> 40."""
-    return int(re.fullmatch(r"middle:([1-9]\d*)", text)[1])
+    """`middle:40`, or `40`, -> 40."""
+    found = re.fullmatch(r"(?:middle:)?([1-9]\d*)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text} is no middle:N, such as middle:40")
+    return int(found[1])
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -160,6 +165,17 @@ def slice_settings(args: argparse.Namespace, middle: int) -> SliceSettings:
     )
 
 
+def in_several_folders(scans: list[Scan]) -> dict[str, set[str]]:
+    """Subjects whose id stands in several folders, not of one name: of two sites, or with more to it than the id."""
+    folders = {}
+    for scan in scans:
+        parts = Path(scan.name).parts[:-1]
+        depth = next((i for i, part in enumerate(parts) if f"sub-{scan.subject}" in part), None)
+        if depth is not None:
+            folders.setdefault(scan.subject, set()).add("/".join(parts[: depth + 1]))
+    return {subject: found for subject, found in folders.items() if len(found) > 1}
+
+
 def rows_of_scans(scans: list[Scan], table: CovariateTable | None, rejections: Rejections) -> dict[Scan, dict]:
     """The covariates of every scan; of one that the table does not tell apart there are none, and it is left out."""
     rows = {}
@@ -208,14 +224,20 @@ def prepare_subjects(
             for scan in subjects[subject][len(tried) :]:
                 rejections.not_chosen(scan.name, f"{tried[-1][0].name} was taken; --all_scans keeps both.")
     except KeyboardInterrupt:
-        raise InputError("interrupted; start the same command again and it goes on.") from None
+        print("what is finished is kept: start the same command again and it goes on", file=sys.stderr)
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
     return usable
 
 
 def card_settings(args: argparse.Namespace, settings: SliceSettings, series: str, unnamed: int) -> dict[str, Any]:
-    """How the images were made, for the card; `unnamed`: how many scans tell no subject."""
+    """How the images were made, for the card.
+
+    Args:
+        series: empty where it names a subject.
+        unnamed: how many scans tell none.
+    """
     return {
         "scans": f"series {series!r}, " * bool(series)
         + ("every scan of a subject" if args.all_scans else "one a subject: the earliest visit, the last run of it"),
@@ -241,6 +263,7 @@ def main() -> None:
     scans = find_scans(args.input_dir, preset.subject, preset.required, rejections)
     table_path = args.table or args.input_dir / "participants.tsv"
     table = CovariateTable(table_path, preset.subject) if args.table or table_path.exists() else None
+    print(table.about if table else f"neither --table nor {table_path} is there: the set has no covariates")
     series = preset.series
     if not series and any("_T1w." in scan.name for scan in scans):  # a BIDS tree: T1w is meant
         series = r"_T1w\."
@@ -250,6 +273,13 @@ def main() -> None:
             f"{unnamed} of {len(scans)} scans have no subject id in their paths: each counts as a person of its own. "
             "Where two show the same person, tell whose they are with --subject_pattern."
         )
+    if args.preset == "own" and not args.subject_pattern and (several := in_several_folders(scans)):
+        subject, folders = next(iter(several.items()))
+        print(
+            f"{len(several)} subjects have scans in several folders, as {subject} in "
+            f"{' and '.join(sorted(folders)[:2])}: each counts as one person. If they are different people, tell them "
+            "apart with --subject_pattern."
+        )
     rows = rows_of_scans(scans, table, rejections)
     subjects = {}
     for scan in sorted(rows, key=lambda scan: (scan.subject, preference(scan))):
@@ -257,7 +287,7 @@ def main() -> None:
 
     settings = slice_settings(args, preset.middle)
     work = args.output_dir.with_name(args.output_dir.name + ".work")
-    work.mkdir(parents=True, exist_ok=True)
+    hold(work)
     volumes = prepare_subjects(subjects, partial(prepare_volume, settings=settings, folder=work), args, rejections)
 
     def rows_of(subject: str):
@@ -274,7 +304,7 @@ def main() -> None:
             {**({"scan": Value("int32")} if args.all_scans else {}), **(table.features if table else {})}
         ),
         spacing_mm=[args.voxel_size] * 2,
-        settings=card_settings(args, settings, series, unnamed),
+        settings=card_settings(args, settings, "" if any(s in series for s in subjects) else series, unnamed),
         rejections=rejections,
     )
     shutil.rmtree(work)

@@ -3,8 +3,8 @@
     python dataset_scripts/slices.py --input_dir oasis1_axial --preset oasis1 --spacing_mm 1 1 --output_dir data/oasis
 
 The table (`--table`, default INPUT_DIR/slices.csv) needs the columns `file_name` (relative to INPUT_DIR), `subject`
-and `slice`; age, sex, diagnosis and cdr are taken where they are. Images are grey, 8 or 16 bit, anterior up, all of one
-size; they are cropped or padded about their centre to `--image_size`.
+and `slice`; age, sex, diagnosis and cdr are taken where they are, and `scan`, where a subject has several. Images are
+grey, 8 or 16 bit, anterior up, all of one size; they are cropped or padded about their centre to `--image_size`.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from datasets import Features, Value
 from PIL import Image
 
 from vq_ihdm.arguments import length_mm, positive_int
@@ -24,7 +25,7 @@ from vq_ihdm.data.building import (
     crop_or_pad,
     encode_png,
 )
-from vq_ihdm.data.covariates import covariate_features, read_covariates, read_table, stratum
+from vq_ihdm.data.covariates import covariate_features, describe_columns, read_covariates, read_table, stratum
 from vq_ihdm.data.images import grey_levels
 from vq_ihdm.data.sources import OASIS1, OWN, with_licence
 from vq_ihdm.errors import InputError, naming, run
@@ -86,7 +87,19 @@ def main() -> None:
             raise InputError(f"the table {path} lacks {column!r}; every row needs a file_name, subject and slice.")
     if not table["slice"].str.fullmatch(r"\d{1,9}").all():  # within 32 bits
         raise InputError(f"the column 'slice' of {path} holds something else than numbers of slices; correct it.")
+    scan = ["scan"] if "scan" in table else []
+    for columns, remedy in (
+        (["file_name"], "leave one of the rows"),
+        (
+            ["subject", *scan, "slice"],
+            "tell a subject's scans apart in a column 'scan'",
+        ),
+    ):
+        if (again := table.duplicated(columns)).any():
+            values = ", ".join(f"{column} {table[again].iloc[0][column]}" for column in columns)
+            raise InputError(f"the table {path} has {values} twice; {remedy}.")
     covariates = read_covariates(table)
+    print(describe_columns(path, table, ("file_name", "subject", "slice", *scan)))
     rejections = Rejections(args.strict)
 
     # Headers only: which images can be opened, and the size most of them have.
@@ -101,6 +114,8 @@ def main() -> None:
         raise InputError(f"no image of {path} can be opened; check --input_dir.")
     (width, height), _ = Counter(sizes.values()).most_common(1)[0]
 
+    if scan:  # numbered: names may tell more
+        scans = table["scan"].fillna("").groupby(table["subject"]).transform(lambda names: names.factorize()[0])
     subjects = {}
     for index, name in table["file_name"].items():
         if name not in sizes:
@@ -113,6 +128,8 @@ def main() -> None:
             )
             continue
         row = {"file_name": name, "slice": int(table["slice"][index]), **covariates.loc[index]}
+        if scan:
+            row["scan"] = int(scans[index])
         subjects.setdefault(table["subject"][index], []).append(row)
 
     def rows_of(subject: str):
@@ -132,7 +149,7 @@ def main() -> None:
         source=source,
         strata={subject: stratum(rows[0]) for subject, rows in subjects.items()},
         rows_of=rows_of,
-        covariates=covariate_features(covariates),
+        covariates=Features({**{name: Value("int32") for name in scan}, **covariate_features(covariates)}),
         spacing_mm=args.spacing_mm,
         settings={"source images": f"{width}x{height} pixels, cropped or padded about the centre"},
         rejections=rejections,

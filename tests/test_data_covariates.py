@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vq_ihdm.data.covariates import CovariateTable, read_covariates, read_table, stratum
+from vq_ihdm.data.covariates import CovariateTable, describe_columns, read_covariates, read_table, stratum
 from vq_ihdm.errors import InputError
 
 
@@ -23,6 +23,8 @@ def table(path: Path, *lines: str) -> Path:
         ("participant_id,age,sex", "sub-1,n/a,", {"age": None, "sex": None}),
         ("participant_id,age,diagnosis", "sub-1,  , AD ", {"age": None, "diagnosis": "AD"}),
         ("subject,cdr,weight,birthday", "a,1.0,80,1950-01-01", {"cdr": "1"}),
+        ("subject\tage\tsex", "a\t061Y\t2.0", {"age": 61.0, "sex": "F"}),
+        ("subject,diagnosis", "a,Dementia,", {"diagnosis": "Dementia"}),
     ],
 )
 def test_known_columns(tmp_path: Path, header: str, line: str, expected: dict):
@@ -44,6 +46,43 @@ def test_unusable_tables(tmp_path: Path):
     for path in (tmp_path / "missing.csv", table(tmp_path / "none.csv", "name,age", "a,3")):
         with pytest.raises(InputError, match=path.name):
             CovariateTable(path, r"sub-(\w+)")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"subject;age\na;61\n", "semicolons; save it with commas"),
+        ("subject,sex\nM\xfcller,M\n".encode("latin-1"), "'CSV UTF-8'"),
+        (b'subject,age\na,"61', "unexpected end of data"),
+        (b"Age,age\n1,2\n", "has the column age twice"),
+        (b"subject,age\na,61,3,4\n", "line 2"),
+        (b"", "is empty"),
+    ],
+)
+def test_a_table_that_cannot_be_read_says_why(tmp_path: Path, content: bytes, sentence: str):
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(InputError, match=f"^the table .*{sentence}"):
+        read_table(tmp_path / "t.csv")
+    with pytest.raises(InputError, match="is no file; check its name"):
+        read_table(tmp_path / "missing.csv")
+
+
+def test_blank_lines_and_commas_at_the_end_change_nothing(tmp_path: Path):
+    path = table(tmp_path / "t.csv", "\ufeffsubject,age", "a,61,", "", "b,old,")
+    with pytest.raises(InputError, match="'old' in line 4"):
+        read_covariates(read_table(path))
+
+
+def test_the_columns_of_a_table_are_told(tmp_path: Path):
+    path = table(tmp_path / "people.csv", "subject,PTGENDER,Age at scan", "a,Male,61")
+    said = describe_columns(path, read_table(path), ("subject",))
+    assert said.endswith("people.csv: sex (PTGENDER); not used: Age at scan")
+
+
+def test_free_text_is_no_diagnosis(tmp_path: Path):
+    path = table(tmp_path / "t.csv", "subject,diagnosis", *(f"{n},GBM operated by Dr {n}" for n in range(30)))
+    with pytest.raises(InputError, match="holds 30 different values"):
+        read_covariates(read_table(path))
 
 
 def test_several_visits(tmp_path: Path):

@@ -148,6 +148,11 @@ def test_which_names_are_those_of_segmentations():
         "aparc+aseg.mgz",
         "x_labels.nii",
         "wmparc.mgz",
+        "labelsTr/BRATS_001.nii.gz",
+        "sub-01_dseg.nii.gz",
+        "sub-01_label-GM_probseg.nii.gz",
+        "ribbon.mgz",
+        "GroundTruth.nii.gz",
     ):
         assert SEGMENTATION.search(name), name
     for name in ("NeuroSeg/P01.nii.gz", "t88_masked_gfc.img", "unmasked.nii", "Massegu/scan.nii"):
@@ -209,6 +214,15 @@ def test_preference(tmp_path: Path):
             (tmp_path / str(number) / name).touch()
         scans = find_scans(tmp_path / str(number), "(s)", True, Rejections(strict=True))
         assert [scan.name for scan in sorted(scans, key=preference)] == names
+
+
+def test_an_id_that_is_the_files_name_is_one_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture):
+    for number in range(4):
+        for year in (2019, 2021):
+            save(distinct(10 * number + year % 10), tmp_path / "in" / str(year) / f"P{number}.nii.gz")
+    rows = build(tmp_path / "in", tmp_path / "set", "--subject_pattern", "(?P<subject>P[0-9]+)", "--all_scans")
+    assert {row["subject"] for row in rows} == {f"P{number}" for number in range(4)}
+    assert "no subject id" not in capsys.readouterr().out
 
 
 def test_links_and_odd_names(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -10,7 +11,7 @@ import pytest
 from conftest import left_out, run_script
 from datasets import DatasetDict, load_dataset
 from scipy.spatial.transform import Rotation
-from volume_helpers import AFFINE, save, volume
+from volume_helpers import AFFINE, distinct, save, volume
 
 from vq_ihdm.data.volumes import SliceSettings, volume_slices, window
 from vq_ihdm.errors import InputError
@@ -145,7 +146,7 @@ def damaged_volumes(folder: Path) -> dict[str, str]:
         "colour.nii.gz": "convert it to float",
         "infinite.nii.gz": "set them to zero",
         "constant.nii.gz": "is empty",
-        "binary.nii.gz": "as a mask does",
+        "binary.nii.gz": "as a mask or a segmentation does",
         "singular.nii.gz": "repair the header",
         "unplaced.nii.gz": "does not say how the head lies in it",
         "metres.nii.gz": "repair the voxel size",
@@ -204,7 +205,7 @@ def test_bids_tree(bids: Path, tmp_path: Path):
 def test_bad_inputs_are_left_out_and_counted(bids: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     scan = bids / "sub-03" / "anat" / "sub-03_T1w.nii.gz"
     scan.write_bytes(scan.read_bytes()[:500])
-    save(volume(), bids / "sub-04" / "anat" / "sub-04_run-2_T1w.nii.gz")
+    save(distinct(30), bids / "sub-04" / "anat" / "sub-04_run-2_T1w.nii.gz")
     save(volume(), bids / "sub-77" / "anat" / "sub-77_T1w.nii.gz")
     splits = build(bids, tmp_path / "set", "--keep_subject_ids")
     assert {s for name in splits for s in splits[name]["subject"]} == {f"{n:02d}" for n in range(10) if n != 3}
@@ -241,16 +242,16 @@ def test_finished_volumes_are_not_done_again(bids: Path, tmp_path: Path):
     scan.write_bytes(whole[:500])
     with pytest.raises(SystemExit):
         build(bids, tmp_path / "set", "--strict")
-    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "set.work").iterdir()}
+    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "set.work").glob("*.parquet")}
     assert len(finished) == 9
 
     scan.write_bytes(whole[:400])  # still damaged: the work folder stays, and what is in it
     with pytest.raises(SystemExit):
         build(bids, tmp_path / "set", "--strict")
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "set.work").iterdir()} == finished
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "set.work").glob("*.parquet")} == finished
     with pytest.raises(SystemExit):  # other settings, other work
         build(bids, tmp_path / "set", "--strict", "--bit_depth", 16)
-    assert len(list((tmp_path / "set.work").iterdir())) == 18
+    assert len(list((tmp_path / "set.work").glob("*.parquet"))) == 18
 
     scan.write_bytes(whole)
     resumed = build(bids, tmp_path / "set", "--salt_file", tmp_path / "salt")
@@ -267,7 +268,7 @@ def test_adni_layout_takes_the_visit_of_the_scan(tmp_path: Path):
     for number in range(10):
         subject = f"002_S_{295 + number:04d}"
         folder = tmp_path / "ADNI" / subject / "MPR__GradWarp__B1_Correction__N3" / "2008-03-14_10_01_24.0" / "I4510"
-        save(volume(), folder / f"ADNI_{subject}_MR_MPR_I4510{number}.nii")
+        save(distinct(number), folder / f"ADNI_{subject}_MR_MPR_I4510{number}.nii")
         lines.append(f"{295 + number},{subject},bl,2006-03-10,CN,{70 + number},Male,CN,0")
         lines.append(f"{295 + number},{subject},m24,2008-03-10,CN,{70 + number},Male,Dementia,2.0")
     (tmp_path / "ADNIMERGE.csv").write_text("\n".join(lines) + "\n")
@@ -282,10 +283,44 @@ def test_adni_layout_takes_the_visit_of_the_scan(tmp_path: Path):
     assert facts["redistribution"] is False
 
 
+def test_one_person_under_two_ids_is_not_in_two_splits(bids: Path, tmp_path: Path):
+    for number in (6, 7):
+        original = bids / f"sub-{number - 5:02d}" / "anat" / f"sub-{number - 5:02d}_T1w.nii.gz"
+        shutil.copy(original, bids / f"sub-{number:02d}" / "anat" / f"sub-{number:02d}_T1w.nii.gz")
+    splits = build(bids, tmp_path / "set")
+    images = [image.tobytes() for name in splits for image in splits[name]["image"]]
+    assert len(images) == len(set(images)) == 8 * 4
+    reasons = [row["reason"] for row in left_out(tmp_path / "set") if row["kind"] == "unusable"]
+    assert len(reasons) == 2 and all("has the very images of" in reason for reason in reasons)
+
+
+def test_ids_in_several_folders_are_told(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Of two sites, or with more to the id than BIDS has: people who count as one are said to."""
+    for number in range(4):
+        for part, place in enumerate(("siteA", "siteB")):
+            save(distinct(10 * number + part), tmp_path / "sites" / place / f"sub-{number:02d}" / "t1.nii")
+        save(distinct(number), tmp_path / "adni" / f"sub-00{number // 2}_S_{number:04d}" / "t1.nii")
+        save(distinct(number), tmp_path / "bids" / f"sub-{number:02d}" / "ses-1" / "anat" / "t1.nii")
+    options = ("--split", 0.5, 0.5, 0)
+    build(tmp_path / "sites", tmp_path / "set", *options)
+    assert "4 subjects have scans in several folders, as 00 in siteA/sub-00 and siteB/sub-00" in capsys.readouterr().out
+    build(tmp_path / "adni", tmp_path / "set", *options)
+    assert "2 subjects have scans in several folders, as 000 in sub-000_S_0000 and" in capsys.readouterr().out
+    build(tmp_path / "bids", tmp_path / "set", *options)
+    assert "several folders" not in capsys.readouterr().out
+
+
+def test_zeros_around_standardised_intensities_are_air(tmp_path: Path):
+    data = np.asarray(volume().dataobj)
+    standardised = np.where(data > 0, (data - data[data > 0].mean()) / data[data > 0].std(), 0).astype(np.float32)
+    slices = volume_slices(save(nib.Nifti1Image(standardised, AFFINE), tmp_path / "z.nii.gz"), SETTINGS)
+    assert (np.stack([slices[0][0, 0], slices[-1][-1, -1]]) == 0).all() and np.median(slices[slices > 0]) > 0.3
+
+
 def test_ixi_layout(tmp_path: Path):
     lines = ['IXI_ID,"SEX_ID (1=m, 2=f)",AGE']
     for number in range(10):
-        save(volume(), tmp_path / "IXI-T1" / f"IXI{number + 2:03d}-Guys-0{number}28-T1.nii.gz")
+        save(distinct(number), tmp_path / "IXI-T1" / f"IXI{number + 2:03d}-Guys-0{number}28-T1.nii.gz")
         lines.append(f"{number + 2},{1 + number % 2},{40 + number}.25")
     (tmp_path / "IXI.csv").write_text("\n".join(lines) + "\n")
     options = ("--preset", "ixi", "--table", tmp_path / "IXI.csv", "--keep_subject_ids")
@@ -300,7 +335,7 @@ def test_own_names(tmp_path: Path):
     """With a pattern, two files of one patient are two scans; without one, each file is a subject. Links count."""
     for number in range(6):
         for visit in "ab":
-            save(volume(), tmp_path / "elsewhere" / f"patient{number}_{visit}.nii.gz")
+            save(distinct(10 * number + ord(visit)), tmp_path / "elsewhere" / f"patient{number}_{visit}.nii.gz")
     (tmp_path / "scans").mkdir()
     (tmp_path / "scans" / "linked").symlink_to(tmp_path / "elsewhere")
     splits = build(tmp_path / "scans", tmp_path / "set")
@@ -313,7 +348,7 @@ def test_files_of_one_name_in_folders_of_several_people(tmp_path: Path):
     """They are not one subject, nor is a person of several scans several."""
     for number in range(6):
         for series in ("T1", "T1_2"):
-            save(volume(), tmp_path / "scans" / f"person{number}" / f"{series}.nii.gz")
+            save(distinct(10 * number + len(series)), tmp_path / "scans" / f"person{number}" / f"{series}.nii.gz")
     with pytest.raises(SystemExit, match=r"person0/T1.nii.gz and person1/T1.nii.gz have one name .* --subject_pattern"):
         build(tmp_path / "scans", tmp_path / "set", "--all_scans")
     splits = build(tmp_path / "scans", tmp_path / "set", "--all_scans", "--subject_pattern", "^([^/]+)/")
@@ -323,8 +358,8 @@ def test_files_of_one_name_in_folders_of_several_people(tmp_path: Path):
 @pytest.mark.parametrize("pattern", [r"(patient\d)?", r"(patient\d)|phantom", r"(?:/|^)((?:patient\d)?)"])
 def test_a_subject_pattern_that_may_not_match(tmp_path: Path, pattern: str):
     """A group that takes no part in the match, or an empty one, is no subject's id."""
-    for name in ("patient1", "patient2", "patient3", "phantom"):
-        save(volume(), tmp_path / "scans" / f"{name}.nii.gz")
+    for number, name in enumerate(("patient1", "patient2", "patient3", "phantom")):
+        save(distinct(number), tmp_path / "scans" / f"{name}.nii.gz")
     options = ("--split", 0.4, 0.3, 0.3, "--keep_subject_ids")
     splits = build(tmp_path / "scans", tmp_path / "set", "--subject_pattern", pattern, *options)
     assert {s for name in splits for s in splits[name]["subject"]} == {"patient1", "patient2", "patient3"}

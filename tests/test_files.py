@@ -112,6 +112,15 @@ def test_two_writers_of_one_target_follow_each_other(tmp_path, capfd):
     assert {path.name for path in tmp_path.iterdir()} == {"target", "inside"}
 
 
+def test_what_a_link_leads_to_is_replaced(tmp_path):
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "scratch" / "set")  # not there yet
+    for text in ("first", "second"):
+        write(tmp_path / "link", "folder", text)
+        assert read(tmp_path / "scratch" / "set") == {text} and (tmp_path / "link").is_symlink()
+    assert sorted(file.name for file in tmp_path.rglob(".*")) == []
+
+
 def test_a_folder_is_replaced_only_where_the_program_wrote_it(tmp_path, monkeypatch):
     folder = tmp_path / "out"
     check_replaceable(folder, "report.json")

@@ -1,6 +1,7 @@
 """How a user's mistake is told: one sentence with the remedy, a non-zero exit, no traceback."""
 
 import errno
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,8 +52,9 @@ def run(main: Callable[[], None]) -> None:
     """Run a script's `main`; what is not the program's fault becomes one line on stderr.
 
     The exit code is 1 after an `InputError` and where the system refuses to read or write (a full disk, a read-only
-    folder), `INTERRUPTED` after Ctrl-C. Anything else is a fault of ours and keeps its traceback.
+    folder), `INTERRUPTED` after Ctrl-C or SIGTERM. Anything else is a fault of ours and keeps its traceback.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # unless `main` takes signals itself
     try:
         main()
     except InputError as error:

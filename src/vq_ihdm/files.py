@@ -28,12 +28,15 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
     The body creates the file, or the folder, at the yielded place, which has `path`'s name. When it raises, nothing of
     it is left and whatever stood at `path` before is untouched. The place lies in `.<name>.partial/` beside `path`:
-    what a killed process left there is removed by the next one that writes `path`.
+    what a killed process left there is removed by the next one that writes `path`. Of a link, what it leads to is
+    replaced.
 
     Raises:
         OSError: there is no room; with `path` as its file name.
     """
     path = Path(path)
+    if path.is_symlink():
+        path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     with _staging(path) as staging:
         temporary = staging / path.name

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import left_out, run_script
+from datasets import load_dataset
 from PIL import Image
 
 
@@ -49,6 +50,26 @@ def test_odd_images_are_named(folder: Path, tmp_path: Path):
     reasons = {row["input"]: row["reason"] for row in left_out(tmp_path / "set")}
     assert len(reasons) == 5 and {"0.png", "1.png", "2.png", "."} < set(reasons)
     assert "DecompressionBomb" in reasons["0.png"] and "convert it to grey" in reasons["2.png"]
+
+
+def test_a_row_twice_is_refused_and_scans_of_one_person_are_told_apart(folder: Path, tmp_path: Path):
+    table = folder / "slices.csv"
+    lines = table.read_text()
+    table.write_text(lines + "5.png,s9,1\n")
+    with pytest.raises(SystemExit, match="has file_name 5.png twice; leave one of the rows"):
+        build(folder, tmp_path / "set")
+    again = lines.replace("3.png,s0,3", "3.png,s0,0")
+    table.write_text(again)
+    with pytest.raises(SystemExit, match="has subject s0, slice 0 twice; tell a subject's scans apart"):
+        build(folder, tmp_path / "set")
+    rows = again.splitlines()
+    table.write_text("\n".join([rows[0] + ",scan", *(f"{row},ses-{i // 3}" for i, row in enumerate(rows[1:]))]) + "\n")
+    build(folder, tmp_path / "set")
+    splits = load_dataset(str(tmp_path / "set"))
+    found = sorted((row["slice"], row["scan"]) for name in splits for row in splits[name])
+    assert [scan for _, scan in found] == [0, 1, 0, 0, 1, 1] and "ses-" not in (
+        tmp_path / "set" / "README.md"
+    ).read_text()
 
 
 @pytest.mark.parametrize("number", ["1e20", "100000000000000000000", "-1", "nan"])

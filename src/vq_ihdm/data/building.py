@@ -68,15 +68,16 @@ def add_people_arguments(parser: argparse.ArgumentParser) -> None:
         help="secret that keys the subjects' pseudonyms, made when missing; keep it, do not publish it "
         "(default: OUTPUT_DIR.salt, beside the set)",
     )
-    group.add_argument("--keep_subject_ids", action="store_true", help="keep the source's ids instead of pseudonyms")
+    group.add_argument("--keep_subject_ids", action="store_true", help="keep the source's ids, "
+        "or the names of files that count as ids, instead of pseudonyms")  # fmt: skip
 
 
 def check_build_arguments(args: argparse.Namespace) -> None:
     """Refuse options no set can be built with; `image_size` becomes a (height, width) pair.
 
     Raises:
-        InputError: a size that is no multiple of the downsampling factor, shares that do not add up to one, or an
-            output folder that holds something else.
+        InputError: a size that is no multiple of the downsampling factor, shares that do not add up to one, an output
+            folder that holds something else, or a salt inside of it.
     """
     if len(args.image_size) > 2:
         raise InputError("--image_size takes one or two numbers: height and width in pixels.")
@@ -91,6 +92,9 @@ def check_build_arguments(args: argparse.Namespace) -> None:
     if args.split[0] == 0 or abs(sum(args.split) - 1) > 1e-6:
         raise InputError("the three shares of --split must add up to 1 and leave some for training.")
     check_replaceable(args.output_dir, "vq_ihdm.json")
+    salt = vars(args).get("salt_file")
+    if salt is not None and args.output_dir.resolve() in salt.resolve().parents:
+        raise InputError(f"--salt_file {salt} lies in --output_dir, which is replaced; keep it elsewhere.")
 
 
 class Rejections:
@@ -277,9 +281,14 @@ def build_set(
     report = args.output_dir.with_name(args.output_dir.name + ".left_out.csv")
 
     counts, digests = {}, SetDigests()
+    owners = {}  # of a subject's images, all together
 
     def published_rows(subject: str) -> list[dict[str, Any]]:
         rows = [{**row, "subject": published[subject]} for row in rows_of(subject)]
+        images = hashlib.sha256(b"".join(row["image"] for row in rows)).digest()
+        if rows and (owner := owners.setdefault(images, subject)) != subject:
+            rejections(subject, f"{subject} has the very images of {owner}; keep one of the two.")
+            return []
         rows = [{**row, "slice_level": level} for row, level in zip(rows, slice_levels(rows), strict=True)]
         for row in rows:
             digests.add({column: row[column] for column in features}, split_of[subject])
@@ -296,6 +305,8 @@ def build_set(
             slices = write_shards(folder / "data", split, members, published_rows, features, progress)
             if share and not slices:
                 rejections.write(report)
+                if not strata and rejections.rows:
+                    raise InputError(f"nothing can be used; for one, {rejections.rows[-1][-1]}")
                 raise InputError(
                     f"no usable slice for the {split} split: {len(strata)} subjects were found and {rejections}; "
                     + (f"see {report}, " if rejections.rows else "")

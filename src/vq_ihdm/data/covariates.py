@@ -4,17 +4,20 @@ Known are BIDS `participants.tsv`, ADNIMERGE and the collection tables of the AD
 tables. Other columns are dropped, so that no date, site or name reaches a published set.
 """
 
+import csv
+import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 from datasets import ClassLabel, Features, Value
 
-from vq_ihdm.errors import InputError
+from vq_ihdm.errors import InputError, naming
 
 # Names of columns in lower case, the preferred one first.
-SUBJECT = ("participant_id", "ptid", "subject", "subject id", "subject_id", "ixi_id", "id")
+SUBJECT = ("participant_id", "ptid", "subject", "mri id", "subject id", "subject_id", "oasisid", "ixi_id", "id")
 SESSION = ("session_id", "session")
 DATE = ("examdate", "acq date", "study date")
 IMAGE_ID = ("image data id", "image id", "image_id")
@@ -26,18 +29,21 @@ COVARIATES = {
     "diagnosis": ("diagnosis", "dx", "group", "research group", "dx_bl"),
     "cdr": ("cdr",),
 }
+MOST_DIAGNOSES = 20  # of a study: more are free text, which may hold dates and names
 SEXES = {"f": "F", "female": "F", "2": "F", "m": "M", "male": "M", "1": "M"}  # numbers as in ISO/IEC 5218
 CDR = ["0", "0.5", "1", "2", "3"]  # Clinical Dementia Rating
 MAX_AGE = 120.0
 
 
 def parse_age(text: str) -> float:
-    """Years. A top-coded age, such as 90+ or >89, is its bound: the ages of the oldest are withheld in many studies.
+    """Years, as a number or as DICOM has them (061Y).
+
+    A top-coded age, such as 90+ or >89, is its bound: the ages of the oldest are withheld in many studies.
 
     Raises:
         ValueError: no age of a person.
     """
-    found = re.fullmatch(r"[>≥]?=?\s*(\d+\.?\d*|\.\d+)\s*\+?", text.strip())
+    found = re.fullmatch(r"[>≥]?=?\s*(\d+\.?\d*|\.\d+)\s*(\+|Y)?", text.strip())
     if not found or float(found[1]) > MAX_AGE:
         raise ValueError(text)
     return float(found[1])
@@ -45,9 +51,8 @@ def parse_age(text: str) -> float:
 
 PARSERS = {
     "age": parse_age,
-    "sex": lambda text: SEXES[text.strip().lower()],
-    # ADNIMERGE has Dementia in DX, AD in DX_bl.
-    "diagnosis": lambda text: "AD" if text.strip() == "Dementia" else text.strip(),
+    "sex": lambda text: SEXES[text.strip().lower().removesuffix(".0")],
+    "diagnosis": str.strip,
     "cdr": lambda text: CDR[[float(rating) for rating in CDR].index(float(text))],
 }
 MISSING = ["", "n/a", "N/A", "NA", "NaN", "nan"]
@@ -59,13 +64,31 @@ def read_table(path: Path) -> pd.DataFrame:
     Raises:
         InputError: the file is not there or no table.
     """
-    separator = "\t" if path.suffix == ".tsv" else ","
-    try:
-        table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError):
-        raise InputError(f"the table {path} cannot be read; pass a CSV file, or a .tsv file.") from None
+    with naming(f"the table {path}", "pass a CSV file, or one with tabs"):
+        if not path.is_file():
+            raise InputError("is no file; check its name.")
+        try:
+            text = path.read_bytes().decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise InputError("is not in UTF-8; save it as 'CSV UTF-8'.") from None
+        heading = text.partition("\n")[0]
+        if heading.count(";") > heading.count(","):
+            raise InputError("is separated by semicolons; save it with commas between values and points in numbers.")
+        # pandas shifts the columns where lines end with a comma, and drops what a line has too much.
+        lines = list(csv.reader(io.StringIO(text), delimiter="\t" if "\t" in heading else ",", strict=True))
+        if not lines:
+            raise InputError("is empty; pass another one.")
+        columns, *lines = lines
+        for number, line in enumerate(lines, start=2):
+            if any(map(str.strip, line[len(columns) :])):
+                raise InputError(f"has more values than columns in line {number}; correct it.")
+        width = len(columns)
+        table = pd.DataFrame([(line + [""] * width)[:width] for line in lines], columns=columns, dtype=str)
+        names = [name.strip().lower() for name in columns if name.strip()]
+        if again := sorted({name for name in names if names.count(name) > 1}):
+            raise InputError(f"has the column {again[0]} twice, in upper or lower case; leave one of them.")
     table = table.apply(lambda column: column.str.strip())
-    return table.mask(table.isin(MISSING))
+    return table.mask(table.isin(MISSING)).dropna(how="all")
 
 
 def find_column(table: pd.DataFrame, names: tuple[str, ...]) -> str | None:
@@ -86,20 +109,43 @@ def read_covariates(table: pd.DataFrame) -> pd.DataFrame:
         if column is None:
             continue
         values = []
-        for line, text in enumerate(table[column], start=2):
+        for row, text in table[column].items():
             try:
                 values.append(None if pd.isna(text) or not text.strip() else parse(text))
             except (KeyError, ValueError):
                 raise InputError(
-                    f"column {column!r} of the table holds {text!r} in line {line}, which is no {name}; correct it or "
-                    "leave it empty."
+                    f"column {column!r} of the table holds {text!r} in line {row + 2}, which is no {name}; correct it "
+                    "or leave it empty."
                 ) from None
         covariates[name] = pd.Series(values, index=table.index, dtype=object)
+        if name == "diagnosis" and (count := covariates[name].nunique()) > MOST_DIAGNOSES:
+            raise InputError(
+                f"column {column!r} of the table holds {count} different values, more than a study has diagnoses; "
+                "group them, or rename the column to leave it out."
+            )
+        if column.strip().lower() == "dx":  # ADNIMERGE has Dementia there, AD in DX_bl
+            covariates[name] = covariates[name].replace("Dementia", "AD")
     years = find_column(table, YEARS_SINCE_BASELINE)
     if years and "age" in covariates:  # ADNIMERGE's AGE is that of the first visit
         covariates["age"] = covariates["age"].astype(float) + pd.to_numeric(table[years], errors="coerce").fillna(0)
     covariates = covariates.astype(object)
     return covariates.where(covariates.notna(), None)
+
+
+def describe_columns(path: Path, table: pd.DataFrame, others: Sequence[str]) -> str:
+    """Which columns of a table are taken as which covariate, and which are not: one may be there by another name.
+
+    Args:
+        others: columns with a use of their own.
+    """
+    taken = {find_column(table, names): name for name, names in COVARIATES.items()}
+    unused = [column for column in table.columns if column not in (*taken, *others)]
+    told = [name + f" ({column})" * (column != name) for column, name in taken.items() if column is not None]
+    return (
+        f"covariates of {path}: {', '.join(told) or 'none'}"
+        + f"; not used: {', '.join(unused[:12])}" * bool(unused)
+        + " ..." * (len(unused) > 12)
+    )
 
 
 def covariate_features(covariates: pd.DataFrame) -> Features:
@@ -138,8 +184,9 @@ class CovariateTable:
         column = find_column(table, SUBJECT)
         if column is None:
             raise InputError(f"the table {path} has no column of subjects; name one of them participant_id.")
+        self.about = describe_columns(path, table, (column,))
         self.names = table[column].fillna("")  # as written: may hold the visit, too
-        self.subjects = self.names.str.extract(subject_pattern)[0].fillna(self.names)
+        self.subjects = self.names.str.extract(subject_pattern, expand=False).fillna(self.names)
         self.covariates = read_covariates(table)
         self.features = covariate_features(self.covariates)
         self.image_ids = self._text(table, IMAGE_ID).str.upper().str.removeprefix("I")

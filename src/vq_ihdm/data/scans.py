@@ -16,8 +16,8 @@ IMAGES = (".nii", ".img", ".mgz", ".mgh", ".mnc", ".brik", ".rec")
 VOLUME_SUFFIXES = tuple(image + packed for image in IMAGES for packed in ("", ".gz", ".bz2"))
 NOT_RAW = ("derivatives", "sourcedata")  # of a BIDS tree: what was computed from the scans, what they were made from
 SEGMENTATION = re.compile(  # but "masked" is an image, and "NeuroSeg" a study
-    r"(?<![a-z])((brain|head|skull|tissue|lesion)?mask|(a|wm|brain|tissue|lesion)?seg|segmentation|label|(a|wm)?parc)s?"
-    r"(?![a-z])",
+    r"(?<![a-z])((brain|head|skull|tissue|lesion)?mask|(a|d|wm|pve|prob|brain|tissue|lesion)?seg|segmentation|label"
+    r"|labels(tr|ts)|(a|wm)?parc|roi|ribbon|ground[-_ ]?truth)s?(?![a-z])",
     re.IGNORECASE,
 )
 
@@ -29,15 +29,11 @@ class Scan:
     path: Path
     name: str  # the path below the folder of all volumes
     subject: str
+    is_unnamed: bool  # the path tells no subject: the file's name stands for one
     session: str  # BIDS `ses-`
     run: int  # BIDS `run-`
     date: str  # ISO
     image_id: str  # number in the ADNI archive
-
-    @property
-    def is_unnamed(self) -> bool:
-        """Whether its path tells no subject, so that the file's name stands for one."""
-        return self.subject == stem(self.name)
 
 
 def volume_names(folder: Path, onerror: Callable[[OSError], None] | None = None) -> list[str]:
@@ -114,6 +110,7 @@ def find_scans(folder: Path, subject_pattern: str, required: bool, rejections: R
                     path=folder / name,
                     name=name,
                     subject=subject or stem(name),
+                    is_unnamed=not subject,
                     session=session[1] if session else "",
                     run=int(run[1]) if run else 0,
                     date=iso_date(name),

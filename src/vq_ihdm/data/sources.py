@@ -19,7 +19,7 @@ class Source:
 
 OWN = Source(
     name="own scans",
-    description="Axial slices of T1-weighted brain MRI.",
+    description="Axial slices of brain MRI.",
     licence="other",
     terms="The builder was not told under which terms these scans may be used. Treat them as confidential.",
     redistribution=False,

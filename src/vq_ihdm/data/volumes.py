@@ -31,6 +31,7 @@ REMEDY = "download or convert it again"
 MAX_VOXELS = 2**27  # 0.5 mm over 256 mm each way
 MAX_EXTENT_MM = 600.0  # of the box around a volume, along the world's axes
 MAX_DISTANCE_MM = 10_000.0  # of the first voxel from the world's origin
+FEWEST_LEVELS = 16  # of a scan, which has hundreds
 MAX_INTENSITY = 1e30  # sums and differences stay within float32
 
 
@@ -95,10 +96,11 @@ def files_of(image: nib.spatialimages.SpatialImage) -> list[Path]:
 def read_voxels(image: nib.spatialimages.SpatialImage) -> np.ndarray:
     """The voxels (X, Y, Z) of an open volume in float32.
 
-    NaN, which some tools write outside the brain, becomes 0, or the lowest value where there are lower ones.
+    What some tools write outside the brain becomes 0, or the lowest value where there are lower ones: NaN, and zeros
+    around intensities that were standardised.
 
     Raises:
-        InputError: every voxel is one of at most two values, or some are too large.
+        InputError: the voxels have a handful of values, or some are too large.
         OSError, EOFError, zlib.error, ...: the file is damaged.
     """
     for path in files_of(image):
@@ -109,13 +111,18 @@ def read_voxels(image: nib.spatialimages.SpatialImage) -> np.ndarray:
                     pass
     with np.errstate(over="ignore", invalid="ignore"):  # judged below
         data = np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
-    data = np.where(np.isnan(data), np.fmin.reduce(data, axis=None, initial=np.float32(0)), data)
+    lowest = np.fmin.reduce(data, axis=None, initial=np.float32(0))
+    outside = np.isnan(data)
+    if lowest < 0 and not data[np.ix_(*[[0, -1]] * 3)].any():  # 0 in all corners
+        outside |= data == 0
+    data = np.where(outside, lowest, data)
     if max(-data.min(), data.max()) > MAX_INTENSITY:
         raise InputError("holds infinite values, or nearly so; set them to zero or convert it again.")
     if data.min() == data.max():
         raise InputError(f"is empty (every voxel is {data.min():g}); convert it again or leave it out.")
-    if ((data == data.min()) | (data == data.max())).all():
-        raise InputError("holds two values only, as a mask does; use the scan itself.")
+    some = data.reshape(-1)[:: 1 + data.size // 10**6]  # sorting all would take a second
+    if (levels := len(np.unique(some))) < FEWEST_LEVELS:
+        raise InputError(f"holds {levels} values only, as a mask or a segmentation does; use the scan itself.")
     return data
 
 
