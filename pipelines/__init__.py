@@ -47,7 +47,7 @@ def load_pipeline(path: str | os.PathLike, **kwargs) -> SlicePipeline:
     try:
         return PIPELINES[name].from_pretrained(path, **kwargs)
     except ValueError as error:
-        raise InputError(f"{path} is no complete {name}: {error}") from error
+        raise InputError(f"{path} cannot be loaded as a {name}: {error}") from error
     except (OSError, HTTPError) as error:  # a network that fails midway, a full disk
         raise InputError(f"{path} was not downloaded whole ({str(error).splitlines()[0]}); try again") from error
 

@@ -8,7 +8,7 @@ import torch
 from diffusers import ImagePipelineOutput, VQModel
 from transformers import PreTrainedModel
 
-from ..checks import check_equal
+from ..checks import check_count, check_equal
 from ..code_sampling import code_probabilities, draw_codes, rand_each
 from .token_pipeline import TokenPipeline
 
@@ -84,11 +84,13 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
         """
         T = self.denoiser.config.num_train_timesteps
         num_inference_steps = T if num_inference_steps is None else num_inference_steps
-        if not 1 <= num_inference_steps <= T:
+        check_count("num_inference_steps", num_inference_steps)
+        if num_inference_steps > T:
             raise ValueError(f"num_inference_steps must lie in 1..{T}, but is {num_inference_steps}")
         if reveal_order not in ("random", "confidence"):
             raise ValueError(f"reveal_order is random or confidence, not {reveal_order}")
-        num_images = self.how_many(num_images, batch_size, chunk_size)
+        num_images = self.how_many(num_images, batch_size, chunk_size, output_type)
+        self.check_guidance(guidance_scale)
         generators = self.image_generators(num_images, generator)
         callback_inputs = self.callback_inputs(callback_on_step_end_tensor_inputs)
         table = self.denoiser.encode_covariates(covariates, num_images).to(self._execution_device)
@@ -148,11 +150,7 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
 
     def _predict(self, code_indices, covariates, guidance_scale):
         """Logits (B, h, w, K)."""
-        logits = self.denoiser(code_indices, covariates).logits
-        if guidance_scale == 1 or covariates.isnan().all():
-            return logits
-        unconditional = self.denoiser(code_indices).logits
-        return unconditional + guidance_scale * (logits - unconditional)
+        return self.guided(lambda given: self.denoiser(code_indices, given).logits, covariates, guidance_scale)
 
     def _reveal_at_random(self, code_indices, covariates, guidance_scale, uniform, steps_left, temperature):
         revealed = to_reveal(code_indices, uniform[:, 1], steps_left, self.denoiser.config.mask_index)

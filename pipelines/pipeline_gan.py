@@ -43,7 +43,7 @@ class GANPipeline(SlicePipeline):
         Returns:
             `ImagePipelineOutput` with `images`, or a tuple.
         """
-        num_images = self.how_many(num_images, batch_size, chunk_size)
+        num_images = self.how_many(num_images, batch_size, chunk_size, output_type)
         generators = self.image_generators(num_images, generator)
         images = []
         for start in self.progress_bar(range(0, num_images, chunk_size)):

@@ -2,10 +2,11 @@
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, ImagePipelineOutput, UNet2DModel, VQModel
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..baselines.latent_diffusion import padding
-from ..checks import check_equal
+from ..checks import check_count, check_equal
 from .token_pipeline import TokenPipeline
 
 
@@ -59,7 +60,10 @@ class LatentDiffusionPipeline(TokenPipeline):
         Returns:
             `ImagePipelineOutput` with `images`, or a tuple.
         """
-        num_images = self.how_many(num_images, batch_size, chunk_size)
+        num_images = self.how_many(num_images, batch_size, chunk_size, output_type)
+        check_count("num_inference_steps", num_inference_steps)
+        if num_inference_steps > (T := self.scheduler.config.num_train_timesteps):
+            raise ValueError(f"num_inference_steps must lie in 1..{T}, but is {num_inference_steps}")
         generators = self.image_generators(num_images, generator)
         starts = range(0, num_images, chunk_size)
         code_indices = []
@@ -81,6 +85,10 @@ class LatentDiffusionPipeline(TokenPipeline):
             latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
             progress.update()
         embeddings = latents[..., :height, :width] / self.vqvae.config.scaling_factor
-        # Under `enable_model_cpu_offload` the VQGAN comes to the device no earlier than `decode` is called.
-        _, _, (_, _, code_indices) = self.vqvae.quantize(embeddings.to(self.vqvae.device, self.vqvae.dtype))
-        return code_indices.view(len(generators), height, width).to(device)
+        return quantize(self.vqvae, embeddings.to(self.vqvae.dtype)).view(len(generators), height, width)
+
+
+@apply_forward_hook
+def quantize(vqvae: VQModel, embeddings: torch.Tensor) -> torch.LongTensor:
+    """(B, D, h, w) -> (B * h * w,) the nearest codes; an offloaded VQGAN comes to the device for it."""
+    return vqvae.quantize(embeddings)[2][2]

@@ -61,7 +61,7 @@ class PixelIHDMPipeline(SlicePipeline):
         Returns:
             `ImagePipelineOutput` with `images`, or a tuple.
         """
-        num_images = self.how_many(num_images, batch_size, chunk_size)
+        num_images = self.how_many(num_images, batch_size, chunk_size, output_type)
         generators = self.image_generators(num_images, generator)
         device, dtype = self._execution_device, self.unet.dtype
         starts, timesteps = range(0, num_images, chunk_size), self.scheduler.timesteps.tolist()

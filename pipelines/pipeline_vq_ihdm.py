@@ -1,6 +1,7 @@
 """Discrete VQ-IHDM as a diffusers pipeline."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin, VQModel
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel
 
-from ..checks import check_equal
+from ..checks import check_count, check_equal
 from .token_pipeline import TokenPipeline
 
 
@@ -118,14 +119,19 @@ class VQIHDMPipeline(TokenPipeline):
             `ConditionalOutput` with `images` and their `covariates`, or a tuple of the images alone.
 
         Raises:
-            ValueError: unknown covariates, or outside of what the model was trained on; a wrong number of states.
+            ValueError: unknown covariates, or outside of what the model was trained on; states of another shape; a
+                number without sense.
         """
-        num_images = self.how_many(num_images, batch_size, chunk_size, default=1 if sample is None else len(sample))
-        if sample is not None and len(sample) != num_images:
-            raise ValueError(f"{num_images} images need as many states in sample, not {len(sample)}")
+        default = 1 if sample is None else len(sample)
+        num_images = self.how_many(num_images, batch_size, chunk_size, output_type, default)
+        shape = (num_images, *(self.denoiser.config.to_dict()[name] for name in ("code_dim", "height", "width")))
+        if sample is not None and sample.shape != shape:
+            raise ValueError(f"sample holds u_T of the shape {shape}, not {tuple(sample.shape)}")
+        self.check_guidance(guidance_scale)
         generators = self.image_generators(num_images, generator)
         if num_inference_steps is None:
             num_inference_steps = self.scheduler.config.num_inference_steps
+        check_count("num_inference_steps", num_inference_steps)
         device = self._execution_device  # finding it out takes a millisecond
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         callback_inputs = self.callback_inputs(callback_on_step_end_tensor_inputs)
@@ -167,10 +173,8 @@ class VQIHDMPipeline(TokenPipeline):
         code_indices = torch.full((num_images, config.height, config.width), is_open, device=device)
         for i, timestep in enumerate(self.scheduler.timesteps):
             known = code_indices != is_open
-            logits = self.denoiser(sample, sigma, known=known, covariates=covariates).logits
-            if guidance_scale != 1 and not covariates.isnan().all():
-                unconditional = self.denoiser(sample, sigma, known=known).logits
-                logits = unconditional + guidance_scale * (logits - unconditional)
+            predict = partial(self._predict, sample, sigma, known)
+            logits = self.guided(predict, covariates, guidance_scale)
             sample, code_indices, _ = self.scheduler.step(
                 logits,
                 timestep,
@@ -189,3 +193,6 @@ class VQIHDMPipeline(TokenPipeline):
                 code_indices = replaced.get("code_indices", code_indices)
             progress.update()
         return code_indices, covariates
+
+    def _predict(self, sample, sigma, known, covariates):
+        return self.denoiser(sample, sigma, known=known, covariates=covariates).logits

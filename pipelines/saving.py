@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..hub.checks import failed_checks
+from ..hub.model_card import model_card
 from ..hub.model_files import AUDIT_INDEX, COMPANIONS, SCANS, own_files, weights_digest
 from ..uploading import HubRepository
 
@@ -37,5 +38,7 @@ def upload(
     """
     for option, sentence in failed_checks(folder, name).items():
         raise InputError(f"{sentence}; publish.py --allow_{option} publishes it all the same")
-    contents = {name: file for name, file in own_files(folder).items() if name not in SCANS}
-    HubRepository(repo_id, private=private, token=token).commit(contents, commit_message)
+    repository = HubRepository(repo_id, private=private, token=token)
+    contents: dict[str, Path | bytes] = {n: file for n, file in own_files(folder).items() if n not in SCANS}
+    contents["README.md"] = str(model_card(folder, repository.repo_id)).encode()  # whose examples name the new place
+    repository.commit(contents, commit_message)

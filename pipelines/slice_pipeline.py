@@ -15,18 +15,23 @@ class SlicePipeline(InstalledPipeline):
     it is drawn in.
     """
 
+    output_types: tuple[str, ...] = ("pil", "np", "pt")
+
     @property
     def known_covariates(self) -> tuple:
         """What images can be asked to be (`vq_ihdm.covariates.Covariate`); nothing without a conditional denoiser."""
         return getattr(self.components.get("denoiser"), "known_covariates", ())
 
-    @staticmethod
-    def how_many(num_images: int | None, batch_size: int | None, chunk_size: int, default: int = 1) -> int:
+    def how_many(
+        self, num_images: int | None, batch_size: int | None, chunk_size: int, output_type: str, default: int = 1
+    ) -> int:
         """The number of images a call asks for, by either name; `default` where it says nothing.
 
         Raises:
-            ValueError: the two differ, or a number is not positive.
+            ValueError: the two differ, or a number is not positive; or there is no such output.
         """
+        if output_type not in self.output_types:
+            raise ValueError(f"output_type is one of {', '.join(self.output_types)}, not {output_type}")
         asked = [count for count in (num_images, batch_size) if count is not None] or [default]
         for count in asked:
             check_count("num_images", count)
@@ -57,12 +62,6 @@ class SlicePipeline(InstalledPipeline):
 
     @staticmethod
     def to_output(images: torch.Tensor, output_type: str, return_dict: bool) -> ImagePipelineOutput | tuple:
-        """(N, 1, H, W) in [-1, 1] as PIL images of mode L, or as `np` (N, H, W, 1) or `pt` (N, 1, H, W) in [0, 1].
-
-        Raises:
-            ValueError: an unknown `output_type`.
-        """
-        if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"output_type is pil, np or pt, not {output_type}")
+        """(N, 1, H, W) in [-1, 1] as PIL images of mode L, or as `np` (N, H, W, 1) or `pt` (N, 1, H, W) in [0, 1]."""
         output = VaeImageProcessor().postprocess(images.float(), output_type)
         return ImagePipelineOutput(images=output) if return_dict else (output,)

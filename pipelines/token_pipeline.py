@@ -1,5 +1,7 @@
 """What the pipelines over VQGAN codes share: from pixels to codes and back."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +21,8 @@ class ConditionalOutput(ImagePipelineOutput):
 class TokenPipeline(SlicePipeline):
     """Base of the pipelines with a `vqvae`."""
 
+    output_types = (*SlicePipeline.output_types, "latent")
+
     def encode_images(self, images: torch.Tensor) -> torch.LongTensor:
         """(B, 1, H, W) in [-1, 1] -> (B, h, w) code indices."""
         return encode_images(self.vqvae, images.to(self._execution_device, self.vqvae.dtype))
@@ -37,6 +41,27 @@ class TokenPipeline(SlicePipeline):
         if unknown:
             raise ValueError(f"a callback is given {', '.join(self._callback_tensor_inputs)}, not {', '.join(unknown)}")
         return self._callback_tensor_inputs if names is None else names
+
+    def check_guidance(self, guidance_scale: float) -> None:
+        """
+        Raises:
+            ValueError: it is not finite, or there is nothing to be guided by.
+        """
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f"guidance_scale must be a finite number, not {guidance_scale}")
+        if guidance_scale != 1 and not self.known_covariates:
+            raise ValueError("this model knows no covariates to be guided by; leave guidance_scale out")
+
+    @staticmethod
+    def guided(
+        predict: Callable[[torch.Tensor | None], torch.Tensor], covariates: torch.Tensor, guidance_scale: float
+    ) -> torch.Tensor:
+        """Logits `guidance_scale` times as far from those without covariates as those with them (B, C) are."""
+        logits = predict(covariates)
+        if guidance_scale == 1 or covariates.isnan().all():
+            return logits
+        unconditional = predict(None)
+        return unconditional + guidance_scale * (logits - unconditional)
 
     def finish(
         self,

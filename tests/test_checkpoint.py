@@ -9,6 +9,7 @@ import torch
 from vq_ihdm import VQIHDMPipeline
 from vq_ihdm.hub.checks import failed_checks
 from vq_ihdm.hub.model_files import SCANLESS
+from vq_ihdm.hub.record import own_record
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 SIZES = {"vq-ihdm-oasis": (176, 176), "vq-ihdm-oasis-fine": (176, 176), "vq-ihdm-ixi": (96, 128)}  # width, height
@@ -39,6 +40,8 @@ def test_it_draws_eight_brains(checkpoint: Path, tmp_path: Path):
     assert min(differences) > 2, "eight different ones"
 
     pipe.save_pretrained(tmp_path)
+    assert own_record(tmp_path) and own_record(checkpoint)  # in float32 they are the same weights
+    assert (tmp_path / "evaluation" / "report.json").is_file()
     for file in tmp_path.rglob("*.py"):
         shipped = checkpoint / file.relative_to(tmp_path)
         assert shipped.read_text() == file.read_text(), f"{shipped} is not what save_pretrained writes today"

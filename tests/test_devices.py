@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import CODE_DIM, HEIGHT, NUM_CODES, WIDTH, tiny_vq_ihdm
+from conftest import CODE_DIM, HEIGHT, NUM_CODES, WIDTH, tiny_conditional, tiny_vq_ihdm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -17,8 +17,8 @@ class WithoutFloat64(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         result = operation(*args, **(kwargs or {}))
-        if operation.name().startswith("aten::logspace") and result.device == META:
-            raise TypeError("there is no logspace")
+        if operation.name().startswith(("aten::logspace", "aten::cholesky_solve")) and result.device == META:
+            raise TypeError(f"there is no {operation}")
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor) and tensor.device == META and tensor.dtype == torch.float64:
                 raise TypeError(f"{operation} made float64")
@@ -46,8 +46,9 @@ def test_codes_are_drawn_without_float64(without_float64):
         assert codes.shape == (2, HEIGHT * WIDTH) and codes.device == META
 
 
-def test_the_prior_draws_without_float64(without_float64):
-    prior = tiny_vq_ihdm().prior.to(META)
+@pytest.mark.parametrize("pipeline", [tiny_vq_ihdm, tiny_conditional])
+def test_the_prior_draws_without_float64(without_float64, pipeline):
+    prior = pipeline().prior.to(META)
     draws = prior.sample(2, [torch.Generator().manual_seed(seed) for seed in range(2)])
     assert draws.shape == (2, CODE_DIM, HEIGHT, WIDTH) and draws.device == META
 

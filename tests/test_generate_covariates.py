@@ -61,5 +61,12 @@ def test_what_cannot_be_asked_for_is_refused_before_anything_stands(generate, as
     assert not (tmp_path / "images").exists()
 
 
+def test_a_covariate_is_asked_for_once(generate, asked_folder):
+    for again in (("age=60", "age=70"), ("sex=F", "sex=population")):
+        said = refusal(generate, "--num_images", 2, "--covariates", *again, pipeline=asked_folder)
+        assert f"names {again[0].partition('=')[0]} twice" in said
+
+
 def test_a_model_without_covariates_cannot_be_asked(generate):
     assert "without covariates" in refusal(generate, "--num_images", 1, "--covariates", "age=70")
+    assert "no covariates to be guided by" in refusal(generate, "--num_images", 1, "--guidance_scale", 3)

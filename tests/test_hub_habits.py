@@ -35,6 +35,12 @@ def test_offloading_goes_through_every_component_and_changes_nothing(pipeline):
     pipeline.encode_images(expected)
 
 
+def test_a_pipeline_with_weights_elsewhere_is_taken_apart_and_put_together(pipeline):
+    pipeline.enable_sequential_cpu_offload(device="cpu")
+    assert next(pipeline.denoiser.parameters()).is_meta
+    type(pipeline).from_pipe(pipeline)
+
+
 def test_remote_code_may_be_trusted_where_none_is_run(pipeline_folder: Path, pipeline):
     trusting = VQIHDMPipeline.from_pretrained(pipeline_folder, trust_remote_code=True)
     trusting.set_progress_bar_config(disable=True)

@@ -195,6 +195,7 @@ def test_a_loaded_pipeline_is_saved_and_published_complete(
     # Thumbnails of the training set leave by publish.py alone.
     assert set(repository.files) == {*contents_of(saved), ".gitattributes"} - {"audit_index.safetensors"}
     assert repository.private
+    assert b'from_pretrained("tester/from-author")' in repository.files["README.md"]
     assert author.run(WITH_PACKAGE.format("tester/from-author") + IMAGES) == images_of(tiny_vq_ihdm())
 
 

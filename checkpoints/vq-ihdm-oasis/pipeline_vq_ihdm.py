@@ -1,9 +1,11 @@
 # Made by `save_pretrained` from vq_ihdm.checks, vq_ihdm.code_indices, vq_ihdm.pipelines.standalone_pipeline, vq_ihdm.pipelines.slice_pipeline, vq_ihdm.pipelines.token_pipeline, vq_ihdm.pipelines.pipeline_vq_ihdm.
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin, VQModel
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel
 
@@ -24,7 +27,7 @@ def check_finite(model: torch.nn.Module, name: str) -> None:
         ValueError: a parameter or buffer of `model`, called `name` in the message, is NaN or infinite.
     """
     for key, tensor in model.state_dict().items():
-        if not torch.isfinite(tensor).all():
+        if not tensor.is_meta and not torch.isfinite(tensor).all():  # meta: offloaded, and checked before
             raise ValueError(f"{name}.{key} holds numbers that are not finite")
 
 
@@ -70,18 +73,18 @@ def decode_codes(vqvae: VQModel, code_indices: torch.LongTensor, device: torch.d
     """(B, h, w) code indices -> (B, 1, H, W), about [-1, 1].
 
     Args:
-        device: where the VQGAN decodes. Under `enable_model_cpu_offload` it comes there no earlier than `decode` is
-            called, and its codebook is still elsewhere.
+        device: where the VQGAN decodes; an offloaded one comes there for it.
     """
     batches = code_indices.split(CPU_BATCH if device.type == "cpu" else len(code_indices))
     return torch.cat([decode_batch(vqvae, batch, device) for batch in batches])
 
 
+@apply_forward_hook
 def decode_batch(vqvae: VQModel, code_indices: torch.LongTensor, device: torch.device) -> torch.Tensor:
     """As `decode_codes`, all at once."""
     shape = (*code_indices.shape, vqvae.config.vq_embed_dim)
-    embeddings = vqvae.quantize.get_codebook_entry(code_indices.flatten().to(vqvae.device), shape)
-    return vqvae.decode(embeddings.to(device), force_not_quantize=True).sample
+    embeddings = vqvae.quantize.get_codebook_entry(code_indices.flatten().to(device), shape)
+    return vqvae.decode(embeddings, force_not_quantize=True).sample
 
 
 """A pipeline where the package is not installed: loaded by the code beside its weights, and saved with it again."""
@@ -163,18 +166,23 @@ class SlicePipeline(StandalonePipeline):
     it is drawn in.
     """
 
+    output_types: tuple[str, ...] = ("pil", "np", "pt")
+
     @property
     def known_covariates(self) -> tuple:
         """What images can be asked to be (`vq_ihdm.covariates.Covariate`); nothing without a conditional denoiser."""
         return getattr(self.components.get("denoiser"), "known_covariates", ())
 
-    @staticmethod
-    def how_many(num_images: int | None, batch_size: int | None, chunk_size: int, default: int = 1) -> int:
+    def how_many(
+        self, num_images: int | None, batch_size: int | None, chunk_size: int, output_type: str, default: int = 1
+    ) -> int:
         """The number of images a call asks for, by either name; `default` where it says nothing.
 
         Raises:
-            ValueError: the two differ, or a number is not positive.
+            ValueError: the two differ, or a number is not positive; or there is no such output.
         """
+        if output_type not in self.output_types:
+            raise ValueError(f"output_type is one of {', '.join(self.output_types)}, not {output_type}")
         asked = [count for count in (num_images, batch_size) if count is not None] or [default]
         for count in asked:
             check_count("num_images", count)
@@ -205,13 +213,7 @@ class SlicePipeline(StandalonePipeline):
 
     @staticmethod
     def to_output(images: torch.Tensor, output_type: str, return_dict: bool) -> ImagePipelineOutput | tuple:
-        """(N, 1, H, W) in [-1, 1] as PIL images of mode L, or as `np` (N, H, W, 1) or `pt` (N, 1, H, W) in [0, 1].
-
-        Raises:
-            ValueError: an unknown `output_type`.
-        """
-        if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"output_type is pil, np or pt, not {output_type}")
+        """(N, 1, H, W) in [-1, 1] as PIL images of mode L, or as `np` (N, H, W, 1) or `pt` (N, 1, H, W) in [0, 1]."""
         output = VaeImageProcessor().postprocess(images.float(), output_type)
         return ImagePipelineOutput(images=output) if return_dict else (output,)
 
@@ -228,6 +230,8 @@ class ConditionalOutput(ImagePipelineOutput):
 
 class TokenPipeline(SlicePipeline):
     """Base of the pipelines with a `vqvae`."""
+
+    output_types = (*SlicePipeline.output_types, "latent")
 
     def encode_images(self, images: torch.Tensor) -> torch.LongTensor:
         """(B, 1, H, W) in [-1, 1] -> (B, h, w) code indices."""
@@ -247,6 +251,27 @@ class TokenPipeline(SlicePipeline):
         if unknown:
             raise ValueError(f"a callback is given {', '.join(self._callback_tensor_inputs)}, not {', '.join(unknown)}")
         return self._callback_tensor_inputs if names is None else names
+
+    def check_guidance(self, guidance_scale: float) -> None:
+        """
+        Raises:
+            ValueError: it is not finite, or there is nothing to be guided by.
+        """
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f"guidance_scale must be a finite number, not {guidance_scale}")
+        if guidance_scale != 1 and not self.known_covariates:
+            raise ValueError("this model knows no covariates to be guided by; leave guidance_scale out")
+
+    @staticmethod
+    def guided(
+        predict: Callable[[torch.Tensor | None], torch.Tensor], covariates: torch.Tensor, guidance_scale: float
+    ) -> torch.Tensor:
+        """Logits `guidance_scale` times as far from those without covariates as those with them (B, C) are."""
+        logits = predict(covariates)
+        if guidance_scale == 1 or covariates.isnan().all():
+            return logits
+        unconditional = predict(None)
+        return unconditional + guidance_scale * (logits - unconditional)
 
     def finish(
         self,
@@ -376,14 +401,19 @@ class VQIHDMPipeline(TokenPipeline):
             `ConditionalOutput` with `images` and their `covariates`, or a tuple of the images alone.
 
         Raises:
-            ValueError: unknown covariates, or outside of what the model was trained on; a wrong number of states.
+            ValueError: unknown covariates, or outside of what the model was trained on; states of another shape; a
+                number without sense.
         """
-        num_images = self.how_many(num_images, batch_size, chunk_size, default=1 if sample is None else len(sample))
-        if sample is not None and len(sample) != num_images:
-            raise ValueError(f"{num_images} images need as many states in sample, not {len(sample)}")
+        default = 1 if sample is None else len(sample)
+        num_images = self.how_many(num_images, batch_size, chunk_size, output_type, default)
+        shape = (num_images, *(self.denoiser.config.to_dict()[name] for name in ("code_dim", "height", "width")))
+        if sample is not None and sample.shape != shape:
+            raise ValueError(f"sample holds u_T of the shape {shape}, not {tuple(sample.shape)}")
+        self.check_guidance(guidance_scale)
         generators = self.image_generators(num_images, generator)
         if num_inference_steps is None:
             num_inference_steps = self.scheduler.config.num_inference_steps
+        check_count("num_inference_steps", num_inference_steps)
         device = self._execution_device  # finding it out takes a millisecond
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         callback_inputs = self.callback_inputs(callback_on_step_end_tensor_inputs)
@@ -425,10 +455,8 @@ class VQIHDMPipeline(TokenPipeline):
         code_indices = torch.full((num_images, config.height, config.width), is_open, device=device)
         for i, timestep in enumerate(self.scheduler.timesteps):
             known = code_indices != is_open
-            logits = self.denoiser(sample, sigma, known=known, covariates=covariates).logits
-            if guidance_scale != 1 and not covariates.isnan().all():
-                unconditional = self.denoiser(sample, sigma, known=known).logits
-                logits = unconditional + guidance_scale * (logits - unconditional)
+            predict = partial(self._predict, sample, sigma, known)
+            logits = self.guided(predict, covariates, guidance_scale)
             sample, code_indices, _ = self.scheduler.step(
                 logits,
                 timestep,
@@ -447,3 +475,6 @@ class VQIHDMPipeline(TokenPipeline):
                 code_indices = replaced.get("code_indices", code_indices)
             progress.update()
         return code_indices, covariates
+
+    def _predict(self, sample, sigma, known, covariates):
+        return self.denoiser(sample, sigma, known=known, covariates=covariates).logits

@@ -49,6 +49,7 @@ class Covariate:
             ValueError: no number, a category that the training set did not have, or a number outside of its range by
                 more than `MARGIN` of that range.
         """
+        value = value.item() if hasattr(value, "item") else value
         if value is None:
             return math.nan
         if self.kind == "category":

@@ -170,7 +170,7 @@ def _with_features(
     scores: torch.Tensor, known: Sequence[Covariate], covariates: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
     """Scores (N, R) and noisy features of the completed covariates (N, F) side by side, float64."""
-    covariates = covariates.double()
+    covariates = covariates.to(torch.float64, copy=True)
     features = covariate_features(known, covariates)
     noise = FEATURE_NOISE * torch.randn(features.shape, generator=generator, dtype=torch.float64)
     incomplete = covariates.isnan().any(1)

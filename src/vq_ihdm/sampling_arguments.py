@@ -41,4 +41,6 @@ def sampling_arguments(args: argparse.Namespace, pipeline: DiffusionPipeline | N
     for name in given:
         if pipeline is not None and name not in inspect.signature(pipeline.__call__).parameters:
             raise InputError(f"a {type(pipeline).__name__} takes no --{name}; leave it out")
+    if pipeline is not None and given.get("guidance_scale", 1) != 1 and not pipeline.known_covariates:
+        raise InputError("this model knows no covariates to be guided by; leave --guidance_scale out")
     return given

@@ -55,6 +55,7 @@ class Covariate:
             ValueError: no number, a category that the training set did not have, or a number outside of its range by
                 more than `MARGIN` of that range.
         """
+        value = value.item() if hasattr(value, "item") else value
         if value is None:
             return math.nan
         if self.kind == "category":
@@ -249,6 +250,10 @@ def make_neighbourhood(in_channels: int, hidden_size: int, size: int) -> nn.Sequ
 """The denoiser: BERT over the positions of a code grid."""
 
 
+# Of log sigma, which spans about 4 (0.5 to 24): periods from 16 down to an eighth tell neighbouring sigmas apart.
+NUM_FREQUENCIES = 32
+
+
 class VQIHDMDenoiserConfig(PretrainedConfig):
     """Configuration of a `VQIHDMDenoiser`.
 
@@ -390,16 +395,15 @@ class VQIHDMDenoiser(KnowsCovariates, PreTrainedModel):
 class SigmaEmbedding(nn.Module):
     """(B,) sigma -> (B, hidden_size): Fourier features of log sigma, then a small network."""
 
-    def __init__(self, hidden_size: int, num_frequencies: int = 32):
+    def __init__(self, hidden_size: int):
         super().__init__()
-        # log sigma spans about 4 (0.5 to 24): periods from 16 down to an eighth tell neighbouring sigmas apart.
-        self.num_frequencies = num_frequencies
         self.layers = nn.Sequential(
-            nn.Linear(2 * num_frequencies, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+            nn.Linear(2 * NUM_FREQUENCIES, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
         )
 
     def forward(self, sigma: torch.Tensor) -> torch.Tensor:
-        frequencies = torch.logspace(math.log10(1 / 16), math.log10(8), self.num_frequencies, device=sigma.device)
+        # made on the CPU: Apple's GPUs have no logspace
+        frequencies = torch.logspace(math.log10(1 / 16), math.log10(8), NUM_FREQUENCIES).to(sigma.device)
         angles = 2 * math.pi * sigma.float().log()[:, None] * frequencies
         features = torch.cat([angles.sin(), angles.cos()], dim=-1)
         return self.layers(features.to(self.layers[0].weight.dtype))

@@ -55,6 +55,7 @@ class Covariate:
             ValueError: no number, a category that the training set did not have, or a number outside of its range by
                 more than `MARGIN` of that range.
         """
+        value = value.item() if hasattr(value, "item") else value
         if value is None:
             return math.nan
         if self.kind == "category":
@@ -443,7 +444,9 @@ def condition(draws: torch.Tensor, wanted: torch.Tensor, covariance: torch.Tenso
     num_features = wanted.shape[-1]
     residual = torch.where(given, wanted - draws[:, -num_features:], 0)
     factor = torch.linalg.cholesky(restrict(covariance[..., -num_features:, :], given))
-    solved = torch.cholesky_solve(residual[..., None], factor) * given[..., None]
+    # In two steps, which every device has; torch.cholesky_solve is new on Apple's.
+    whitened = torch.linalg.solve_triangular(factor, residual[..., None], upper=False)
+    solved = torch.linalg.solve_triangular(factor.mT, whitened, upper=True) * given[..., None]
     return draws + (covariance @ solved)[..., 0]
 
 

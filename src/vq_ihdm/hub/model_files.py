@@ -3,6 +3,8 @@
 import hashlib
 from pathlib import Path
 
+from safetensors.torch import load_file
+
 from ..errors import InputError
 from ..files import read_json
 
@@ -52,11 +54,15 @@ def weight_files(folder: Path) -> dict[str, Path]:
 def weights_digest(folder: Path) -> str:
     """A digest of a model's weights, by which record and report tell that they are of them and not of later ones.
 
-    Configs do not enter: another version of a library writes them differently.
+    Of the numbers, not of the files: half precision that is saved again as float32, or in shards, is the same. Configs
+    do not enter: another version of a library writes them differently.
     """
-    digest = hashlib.sha256()
+    tensors = {}
     for name, file in sorted(weight_files(folder).items()):
-        digest.update(name.encode() + file.read_bytes())
+        tensors |= {f"{Path(name).parent}/{key}": tensor for key, tensor in load_file(file).items()}
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode() + (tensor.float() if tensor.is_floating_point() else tensor).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

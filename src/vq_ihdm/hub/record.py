@@ -32,7 +32,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import PartialState
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 from .._version import __version__
 from ..data.sources import OWN
@@ -201,6 +206,10 @@ def repository_file(path_or_id: str | os.PathLike, name: str, repo_type: str = "
         return folder / name if (folder / name).is_file() else None
     try:
         return Path(hf_hub_download(str(path_or_id), name, repo_type=repo_type))
+    except LocalEntryNotFoundError as error:  # nobody was asked: there may be one
+        raise InputError(
+            f"the Hub cannot be asked for {name} of {path_or_id}; connect, or name a local folder that has it"
+        ) from error
     except EntryNotFoundError:
         return None
     except (HFValidationError, RepositoryNotFoundError) as error:

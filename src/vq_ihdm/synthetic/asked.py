@@ -19,6 +19,9 @@ def parse_covariates(texts: Sequence[str], known: Sequence[Covariate]) -> Asked:
         InputError: no such form, or a covariate or value that the model does not know.
     """
     kinds = {covariate.name: covariate.kind for covariate in known}
+    names = [text.partition("=")[0] for text in texts]
+    if again := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"--covariates names {min(again)} twice; leave one of them")
     asked: Asked = {}
     for text in texts:
         name, equals, value = text.partition("=")
