@@ -196,12 +196,6 @@ def template_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def seeded() -> None:
-    """What a test draws is the same every time."""
-    torch.manual_seed(0)
-
-
-@pytest.fixture
 def pipeline() -> VQIHDMPipeline:
     return tiny_vq_ihdm()
 

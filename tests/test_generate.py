@@ -9,9 +9,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import GENERATE_FLAGS, SHARD_FLAGS, tiny_vq_ihdm
+from conftest import GENERATE_FLAGS, SHARD_FLAGS, refusal, tiny_vq_ihdm
 from datasets import load_dataset
-from generate_helpers import contents, flip, refusal
+from generate_helpers import contents, flip
 from PIL import Image
 
 from vq_ihdm import GANPipeline

@@ -6,9 +6,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import SHARD_FLAGS
+from conftest import SHARD_FLAGS, refusal
 from datasets import load_dataset
-from generate_helpers import refusal
 
 from vq_ihdm import VQIHDMPipeline
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, SHARD_FLAGS, run_script
+from conftest import ROOT, SHARD_FLAGS, refusal, run_script
 from datasets import load_dataset
-from generate_helpers import contents, flip, refusal
+from generate_helpers import contents, flip
 from hub_fixtures import evaluate, fitted_prior, record, restricted
 
 from vq_ihdm import load_pipeline

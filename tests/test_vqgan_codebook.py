@@ -17,9 +17,6 @@ from vq_ihdm.vqgan.codebook import (
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
 
 
-pytestmark = pytest.mark.usefixtures("seeded")
-
-
 @pytest.mark.parametrize("count", [10, 60, 150])
 def test_codes_are_drawn_from_the_data(count):
     vectors = 5 * torch.randn(60, 3)

@@ -5,8 +5,6 @@ import torch
 
 from vq_ihdm.vqgan.discriminator import PatchDiscriminator, diff_augment
 
-pytestmark = pytest.mark.usefixtures("seeded")
-
 
 @pytest.mark.parametrize(("size", "logits"), [((32, 32), (2, 2)), ((176, 176), (20, 20)), ((48, 64), (4, 6))])
 def test_discriminator_judges_patches(size, logits):

@@ -12,8 +12,6 @@ from vq_ihdm.vqgan.losses import (
     hinge_loss_generator,
 )
 
-pytestmark = pytest.mark.usefixtures("seeded")
-
 
 def test_hinge_losses_by_hand():
     real, fake = torch.tensor([[2.0, 0.5], [-1.0, 1.0]]), torch.tensor([[-2.0, 0.0], [1.0, -0.5]])

@@ -12,8 +12,6 @@ from vq_ihdm.vqgan.codebook import (
 )
 from vq_ihdm.vqgan.model import TrainableVQModel, create_vq_model, downsampling_factor, load_vq_model
 
-pytestmark = pytest.mark.usefixtures("seeded")
-
 
 @pytest.mark.parametrize("levels", [1, 3, 5])
 def test_downsampling_factor(levels):

@@ -9,8 +9,6 @@ from vq_ihdm.errors import InputError
 from vq_ihdm.vqgan.perceptual import SMALLEST_SIDE, PerceptualLoss
 from vq_ihdm.vqgan.windows import crop, draw_windows
 
-pytestmark = pytest.mark.usefixtures("seeded")
-
 
 def test_perceptual_loss_has_the_trunk_of_the_file(perceptual, trunk):
     again = PerceptualLoss("alex", str(trunk))

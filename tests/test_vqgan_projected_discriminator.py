@@ -1,14 +1,11 @@
 """The discriminator on the features of LPIPS."""
 
-import pytest
 import torch
 
 from vq_ihdm.vqgan.losses import (
     hinge_loss_discriminator,
 )
 from vq_ihdm.vqgan.projected_discriminator import ProjectedDiscriminator
-
-pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def test_projected_discriminator_judges_every_level_but_the_finest(perceptual):

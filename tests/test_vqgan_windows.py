@@ -1,11 +1,8 @@
 """Windows of images: drawn without favouring a pixel, cut with gradients."""
 
-import pytest
 import torch
 
 from vq_ihdm.vqgan.windows import crop, draw_windows
-
-pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def test_windows_see_every_pixel_equally_often():

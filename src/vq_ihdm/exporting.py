@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from .code_indices import decode_batch
+from .code_sampling import code_probabilities, draw_codes
 from .errors import InputError
 from .files import check_replaceable, replacing
 from .pipelines import VQIHDMPipeline
-from .scheduling_heat_dissipation import code_probabilities, draw_codes
 
 
 class BlurryStart(nn.Module):

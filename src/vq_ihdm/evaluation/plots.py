@@ -6,16 +6,17 @@ from matplotlib.figure import Figure
 from ..pictures import contact_sheet
 from .anatomy import MEASURES
 
+GRID_SIDE = 6  # images a row, and rows
 GENERATED, TRAINING, HELD_OUT = "#d1495b", "#00798c", "#5c6370"
 
 
-def image_grid(sets: dict[str, np.ndarray], side: int = 6, seed: int = 0) -> Figure:
+def image_grid(sets: dict[str, np.ndarray]) -> Figure:
     """Random images of each set (N, H, W) uint8, under its title."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     figure = Figure(figsize=(7 * len(sets), 7.5), layout="constrained")
     for axes, (title, images) in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets.items(), strict=True):
-        chosen = images[rng.permutation(len(images))[: side**2]]
-        axes.imshow(contact_sheet(chosen, side), cmap="gray", vmin=0, vmax=255)
+        chosen = images[rng.permutation(len(images))[: GRID_SIDE**2]]
+        axes.imshow(contact_sheet(chosen, GRID_SIDE), cmap="gray", vmin=0, vmax=255)
         axes.set_title(title, fontsize=14, pad=8)
         axes.axis("off")
     return figure

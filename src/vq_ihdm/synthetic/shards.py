@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..covariates import Covariate
 from ..files import replacing
+from .image_files import COLUMNS
 from .provenance import Provenance, png_bytes
 
 FEATURES = Features({"image": ImageFeature(mode="L"), "index": Value("int64"), "image_seed": Value("int64")})
@@ -55,7 +56,7 @@ class ParquetShards:
         for i, (pixels, covariates) in zip(part, images, strict=True):
             about = self.provenance.of_image(i, covariates)
             image = {"bytes": png_bytes(pixels, about), "path": f"{i:06d}.png"}
-            rows.append({"image": image, **{name: about[name] for name in ("index", "image_seed")}, **covariates})
+            rows.append({"image": image, **{name: about[name] for name in COLUMNS}, **covariates})
         table = pa.Table.from_pylist(rows, schema=self.features.arrow_schema)
         with replacing(self._file_of(part)) as temporary:
             pq.write_table(table, temporary, row_group_size=IMAGES_PER_ROW_GROUP, write_page_checksum=True)

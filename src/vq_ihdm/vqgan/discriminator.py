@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+NUM_LAYERS = 3  # between the first and the last
+
 
 class PatchDiscriminator(nn.Module):
     """The 70x70 PatchGAN of Isola et al. (2017) for (B, 1, H, W) images: one map of logits, (B, 1, ~H/8, ~W/8).
@@ -19,13 +21,13 @@ class PatchDiscriminator(nn.Module):
     SMALLEST_SIDE = 24
     betas = (0.5, 0.9)  # of its Adam
 
-    def __init__(self, base_channels: int = 64, num_layers: int = 3):
+    def __init__(self, base_channels: int = 64):
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(1, base_channels, 4, 2, 1), nn.LeakyReLU(0.2)]
         channels = base_channels
-        for i in range(1, num_layers + 1):
+        for i in range(1, NUM_LAYERS + 1):
             width = base_channels * min(2**i, 8)
-            stride = 2 if i < num_layers else 1
+            stride = 2 if i < NUM_LAYERS else 1
             layers += [
                 nn.Conv2d(channels, width, 4, stride, 1, bias=False),
                 nn.GroupNorm(8, width),
