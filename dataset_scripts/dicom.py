@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vq_ihdm.data.building import Rejections
+from vq_ihdm.data.rejections import Rejections
 from vq_ihdm.errors import InputError, run
 
 UNFINISHED = ".converting-"  # begins the name of the folder that a series' volumes are made in
@@ -118,13 +118,8 @@ def main() -> None:
         reason = convert(dcm2niix.bin, series, output, args.name)
         if reason:
             rejections(series.relative_to(args.input_dir), f"{series} {reason}.")
-    report = args.output_dir.with_name(args.output_dir.name + ".left_out.csv")
-    rejections.write(report)
     converted = len(folders) - len(rejections.rows)
-    print(
-        f"{args.output_dir}: {converted} folders converted; {rejections}"
-        + f": {report} says why" * bool(rejections.rows)
-    )
+    print(f"{args.output_dir}: {converted} folders converted; {rejections.write(args.output_dir)}")
 
 
 if __name__ == "__main__":

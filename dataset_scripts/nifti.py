@@ -34,14 +34,9 @@ from datasets import Features, Value
 from tqdm import tqdm
 
 from vq_ihdm.arguments import length_mm, percentage, position_mm, positive_int
-from vq_ihdm.data.building import (
-    Rejections,
-    add_build_arguments,
-    add_people_arguments,
-    build_set,
-    check_build_arguments,
-)
+from vq_ihdm.data.building import add_build_arguments, add_people_arguments, build_set, check_build_arguments
 from vq_ihdm.data.covariates import CovariateTable, stratum
+from vq_ihdm.data.rejections import Rejections
 from vq_ihdm.data.scans import Scan, find_scans, preference, select_scans
 from vq_ihdm.data.sources import ADNI, IXI, OASIS1, OWN, Source, with_licence
 from vq_ihdm.data.volumes import SliceSettings, prepare_volume

@@ -16,17 +16,10 @@ from datasets import Features, Value
 from PIL import Image
 
 from vq_ihdm.arguments import length_mm, positive_int
-from vq_ihdm.data.building import (
-    Rejections,
-    add_build_arguments,
-    add_people_arguments,
-    build_set,
-    check_build_arguments,
-    crop_or_pad,
-    encode_png,
-)
+from vq_ihdm.data.building import add_build_arguments, add_people_arguments, build_set, check_build_arguments
 from vq_ihdm.data.covariates import covariate_features, describe_columns, read_covariates, read_table, stratum
-from vq_ihdm.data.images import grey_levels
+from vq_ihdm.data.pixels import crop_or_pad, encode_png, grey_levels
+from vq_ihdm.data.rejections import Rejections
 from vq_ihdm.data.sources import OASIS1, OWN, with_licence
 from vq_ihdm.errors import InputError, naming, run
 

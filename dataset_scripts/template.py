@@ -10,7 +10,9 @@ import argparse
 from datasets import Features
 
 from vq_ihdm.arguments import positive_int
-from vq_ihdm.data.building import Rejections, add_build_arguments, build_set, check_build_arguments, encode_png
+from vq_ihdm.data.building import add_build_arguments, build_set, check_build_arguments
+from vq_ihdm.data.pixels import encode_png
+from vq_ihdm.data.rejections import Rejections
 from vq_ihdm.data.sources import TEMPLATE
 from vq_ihdm.data.template import FIELD_OF_VIEW_MM, MIN_SIZE, template_subject
 from vq_ihdm.errors import InputError, run

@@ -13,7 +13,9 @@ from datasets import ClassLabel, DatasetDict, Image, Value, load_dataset
 from huggingface_hub import DatasetCard
 from PIL import Image as PILImage
 
-from vq_ihdm.data.building import SPLITS, crop_or_pad, encode_png, pseudonym, slice_levels, split_subjects
+from vq_ihdm.data.building import slice_levels
+from vq_ihdm.data.pixels import crop_or_pad, encode_png
+from vq_ihdm.data.subjects import SPLITS, pseudonym, split_subjects
 
 NUM_SUBJECTS, NUM_SLICES = 20, 2
 

@@ -14,11 +14,9 @@ from PIL import Image
 from vq_ihdm.data.images import (
     SliceTensors,
     check_image_size,
-    grey_levels,
-    levels_to_tensor,
     load_slices,
-    tensor_to_uint8,
 )
+from vq_ihdm.data.pixels import grey_levels, levels_to_tensor, tensor_to_uint8
 from vq_ihdm.errors import InputError
 
 

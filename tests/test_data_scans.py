@@ -14,7 +14,7 @@ from conftest import ROOT, left_out, run_script
 from datasets import load_dataset
 from volume_helpers import adni_tree, bids_tree, distinct, oasis1_tree, save, volume
 
-from vq_ihdm.data.building import Rejections
+from vq_ihdm.data.rejections import Rejections
 from vq_ihdm.data.scans import SEGMENTATION, VOLUME_SUFFIXES, find_scans, preference, select_scans, volume_names
 from vq_ihdm.errors import InputError
 

@@ -1,13 +1,13 @@
-"""Pictures to look at, as PNG: contact sheets of images, and how they reach the trackers."""
+"""Pictures to look at, as PNG: contact sheets of images."""
 
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from .data.pixels import tensor_to_uint8
 from .files import replacing
 
 
@@ -24,8 +24,6 @@ def contact_sheet(images: np.ndarray, columns: int, margin: int = 2) -> Image.Im
 
 def reconstruction_sheet(images: torch.Tensor, reconstructions: torch.Tensor) -> Image.Image:
     """Originals (B, 1, H, W) in [-1, 1] in the upper row, their reconstructions below."""
-    from .data.images import tensor_to_uint8  # brings `datasets`, which drawing images does without
-
     return contact_sheet(tensor_to_uint8(torch.cat([images, reconstructions])), columns=len(images))
 
 
@@ -59,21 +57,6 @@ def covariate_sheet(pipeline: DiffusionPipeline, seed: int, columns: int = 8) ->
 def save_picture(picture: Image.Image, path: str | Path) -> None:
     with replacing(path) as temporary:
         picture.save(temporary, format="PNG")
-
-
-def log_picture(accelerator: Accelerator, name: str, picture: Image.Image, step: int) -> None:
-    """Hand a picture to every tracker of the run."""
-    for tracker in accelerator.trackers:
-        if tracker.name == "tensorboard":
-            tracker.writer.add_image(name, np.asarray(picture), step, dataformats="HW")
-        elif tracker.name == "wandb":
-            import wandb
-
-            tracker.log({name: wandb.Image(picture)}, step=step)
-        elif tracker.name == "trackio":
-            import trackio
-
-            tracker.log({name: trackio.Image(picture)}, step=step)
 
 
 def save_sheets(pipeline: DiffusionPipeline, seed: int, folder: Path) -> None:

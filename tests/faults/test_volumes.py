@@ -12,7 +12,7 @@ import pytest
 from conftest import left_out, run_script
 from damaged_volumes import large, write_damaged, write_odd
 from datasets import load_dataset
-from volume_helpers import save, volume
+from volume_helpers import distinct, save, volume
 
 from vq_ihdm.data.volumes import SliceSettings, volume_slices
 from vq_ihdm.errors import InputError
@@ -62,7 +62,7 @@ def test_every_damaged_volume_is_used_or_named(tmp_path, capfd, peak_memory):
 def test_odd_files_and_links_in_circles(tmp_path):
     (tmp_path / "scans").mkdir()
     for number in range(3):
-        save(volume(), tmp_path / "scans" / f"whole{number}.nii.gz")
+        save(distinct(1 + number), tmp_path / "scans" / f"whole{number}.nii.gz")
     odd = write_odd(tmp_path / "scans")
     built = build(tmp_path / "scans", tmp_path / "out" / "set", "--all_scans")
     assert {subject: len(slices) for subject, slices in built.items()} == dict.fromkeys(

@@ -10,34 +10,28 @@ and files are described in docs/data.md.
 """
 
 import argparse
-import csv
 import hashlib
-import hmac
-import io
 import json
-import random
-import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Image, Value
-from PIL import Image as PILImage
 from tqdm import tqdm
 
-from vq_ihdm.arguments import positive_int, probability, seed_int
-from vq_ihdm.data.data_card import write_data_card
-from vq_ihdm.data.sources import Source
-from vq_ihdm.errors import InputError
-from vq_ihdm.files import check_replaceable, replacing
+from ..arguments import positive_int, probability, seed_int
+from ..errors import InputError
+from ..files import check_replaceable, replacing
+from .data_card import write_data_card
+from .pixels import PIXEL_TYPES
+from .rejections import Rejections
+from .sources import Source
+from .subjects import SPLITS, published_names, split_subjects
 
-SPLITS = ("train", "validation", "test")
 SUBJECTS_PER_SHARD = 250
-PIXEL_TYPES = {8: ("L", np.uint8), 16: ("I;16", np.uint16)}
 
 
 def add_build_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,117 +89,6 @@ def check_build_arguments(args: argparse.Namespace) -> None:
     salt = vars(args).get("salt_file")
     if salt is not None and args.output_dir.resolve() in salt.resolve().parents:
         raise InputError(f"--salt_file {salt} lies in --output_dir, which is replaced; keep it elsewhere.")
-
-
-class Rejections:
-    """Inputs that were left out, each with its reason, for the report beside the set.
-
-    Unusable ones stop the build at the first when it is `strict`; those that were not chosen, such as a second visit
-    of a subject, never do.
-    """
-
-    def __init__(self, strict: bool) -> None:
-        self.strict = strict
-        self.rows: list[tuple[str, str, str]] = []  # (input, kind, reason)
-
-    def __call__(self, name: str | Path, message: str) -> None:
-        """Leave out the input `name` as unusable; `message`: what is wrong, with which file, and the remedy."""
-        if self.strict:
-            raise InputError(message)
-        self.rows.append((str(name), "unusable", message))
-
-    def not_chosen(self, name: str | Path, reason: str) -> None:
-        """Leave out the input `name`, with which nothing is wrong."""
-        self.rows.append((str(name), "not chosen", reason))
-
-    def __str__(self) -> str:
-        kinds = [kind for _, kind, _ in self.rows]
-        counts = [f"{kinds.count(kind)} {kind}" for kind in ("unusable", "not chosen") if kind in kinds]
-        return f"{len(kinds)} inputs left out" + (f" ({', '.join(counts)})" if counts else "")
-
-    def write(self, path: Path) -> None:
-        """The report: a CSV file of input, kind and reason. With nothing to report there is none, nor an old one."""
-        if not self.rows:
-            path.unlink(missing_ok=True)
-            return
-        # Names of files need not be UTF-8.
-        with replacing(path) as temporary, temporary.open("w", newline="", errors="backslashreplace") as file:
-            csv.writer(file).writerows([("input", "kind", "reason"), *self.rows])
-
-
-def split_subjects(strata: Mapping[str, str], shares: Sequence[float], seed: int) -> dict[str, str]:
-    """Assign every subject to a split, each stratum in proportion to `shares` as far as whole subjects allow.
-
-    Args:
-        strata: subject id -> label, any text.
-        shares: of train, validation and test; they add up to one.
-        seed: the only source of chance: the same ids, labels and seed give the same split.
-
-    Returns:
-        subject id -> "train", "validation" or "test".
-    """
-    subjects = sorted(strata)
-    random.Random(seed).shuffle(subjects)
-    subjects.sort(key=lambda subject: strata[subject])  # stable: random within a stratum
-    # What is owed to a split accumulates along the strata, so that both each stratum and the whole come out even.
-    owed = np.zeros(len(SPLITS))
-    assigned = {}
-    for subject in subjects:
-        owed += shares
-        split = int(owed.argmax())
-        owed[split] -= 1
-        assigned[subject] = SPLITS[split]
-    return assigned
-
-
-def read_salt(path: Path) -> bytes:
-    """The secret in `path`; a new random one is written there, readable by its owner alone, when there is none."""
-    if not path.exists():
-        with replacing(path) as temporary:
-            temporary.touch(mode=0o600)
-            temporary.write_text(secrets.token_hex(32) + "\n")
-    salt = path.read_bytes().strip()
-    if len(salt) < 16:
-        raise InputError(
-            f"the salt in {path} is shorter than 16 characters; pass a --salt_file that does not exist yet."
-        )
-    return salt
-
-
-def pseudonym(subject: str, salt: bytes) -> str:
-    """HMAC-SHA256 of a subject id, 16 hexadecimal digits: without the salt, known ids cannot be tried out."""
-    return hmac.new(salt, subject.encode(), hashlib.sha256).hexdigest()[:16]
-
-
-def published_names(args: argparse.Namespace, source: Source, subjects: Iterable[str]) -> dict[str, str]:
-    """What each subject is called in the set: a pseudonym, unless the subjects are no people or --keep_subject_ids."""
-    if not source.people or args.keep_subject_ids:
-        return {subject: subject for subject in subjects}
-    salt = read_salt(args.salt_file or args.output_dir.with_name(args.output_dir.name + ".salt"))
-    return {subject: pseudonym(subject, salt) for subject in subjects}
-
-
-def encode_png(image: np.ndarray, bit_depth: int) -> bytes:
-    """PNG of a grey image (H, W) in [0, 1]."""
-    dtype = PIXEL_TYPES[bit_depth][1]
-    levels = np.rint(np.clip(image, 0, 1) * np.iinfo(dtype).max).astype(dtype)
-    buffer = io.BytesIO()
-    PILImage.fromarray(levels).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def crop_or_pad(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Cut or fill with zeros the last two axes, about their centre, to `size` (H, W)."""
-    for axis, wanted in zip((-2, -1), size, strict=True):
-        excess = image.shape[axis] - wanted
-        if excess > 0:
-            image = np.take(image, range(excess // 2, excess // 2 + wanted), axis=axis)
-        else:
-            before = -excess // 2
-            padding = [(0, 0)] * image.ndim
-            padding[axis] = (before, -excess - before)
-            image = np.pad(image, padding)
-    return image
 
 
 def slice_levels(rows: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -267,7 +150,7 @@ def build_set(
     Raises:
         InputError: a split to which a share was given received no slice.
 
-    What `rejections` holds in the end is written to OUTPUT_DIR.left_out.csv, beside the set for it names files.
+    What `rejections` holds in the end is reported beside the set.
     """
     columns = {
         "image": Image(mode=PIXEL_TYPES[args.bit_depth][0]),
@@ -278,7 +161,6 @@ def build_set(
     features = Features({**columns, **covariates})
     published = published_names(args, source, strata)
     split_of = split_subjects(strata, args.split, args.seed)
-    report = args.output_dir.with_name(args.output_dir.name + ".left_out.csv")
 
     counts, digests = {}, SetDigests()
     owners = {}  # of a subject's images, all together
@@ -304,13 +186,12 @@ def build_set(
             members = sorted((s for s in strata if split_of[s] == split), key=published.__getitem__)
             slices = write_shards(folder / "data", split, members, published_rows, features, progress)
             if share and not slices:
-                rejections.write(report)
+                why = rejections.write(args.output_dir)
                 if not strata and rejections.rows:
                     raise InputError(f"nothing can be used; for one, {rejections.rows[-1][-1]}")
                 raise InputError(
-                    f"no usable slice for the {split} split: {len(strata)} subjects were found and {rejections}; "
-                    + (f"see {report}, " if rejections.rows else "")
-                    + "add subjects, or give that split no share with --split."
+                    f"no usable slice for the {split} split: {len(strata)} subjects were found and {why}; add "
+                    "subjects, or give that split no share with --split."
                 )
             if slices:
                 counts[split] = {"subjects": len(slices), "slices": slices.total()}
@@ -335,8 +216,7 @@ def build_set(
         write_data_card(folder, source, features, facts, {**settings, **choices}, digests.published)
     for split, count in counts.items():
         print(f"{split}: {count['slices']} slices of {count['subjects']} subjects")
-    rejections.write(report)
-    print(f"{args.output_dir}: complete; {rejections}" + (f": {report} says why" if rejections.rows else ""))
+    print(f"{args.output_dir}: complete; {rejections.write(args.output_dir)}")
 
 
 def write_shards(

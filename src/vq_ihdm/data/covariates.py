@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from datasets import ClassLabel, Features, Value
 
-from vq_ihdm.errors import InputError, naming
+from ..errors import InputError, naming
 
 # Names of columns in lower case, the preferred one first.
 SUBJECT = ("participant_id", "ptid", "subject", "mri id", "subject id", "subject_id", "oasisid", "ixi_id", "id")

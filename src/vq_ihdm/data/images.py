@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..arguments import positive_int
 from ..errors import InputError, naming
+from .pixels import grey_levels, levels_to_tensor
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
@@ -133,36 +134,6 @@ def _resized(split: Dataset, resolution: int, center_crop: bool) -> Dataset:
         return {"image": Image.fromarray(levels)}
 
     return split.map(resize, with_indices=True, desc=f"resizing to {resolution}")
-
-
-def grey_levels(image: Image.Image) -> np.ndarray:
-    """A grey PIL image -> (H, W), uint8 or uint16. One that is grey in all its channels of colour is grey.
-
-    Raises:
-        InputError: the image has colours, or levels that 16 bits do not hold; its name has to go in front.
-    """
-    if image.mode == "L":
-        return np.asarray(image)
-    if image.mode in ("I;16", "I;16B", "I"):
-        levels = np.asarray(image)
-        if levels.min() >= 0 and levels.max() <= 65535:
-            return levels.astype(np.uint16)
-    elif image.mode in ("1", "P", "LA", "PA", "RGB", "RGBA"):
-        channels = np.asarray(image.convert("RGB"))
-        if (channels == channels[..., :1]).all():
-            return channels[..., 0]
-    raise InputError(f"has other pixels than grey levels of 8 or 16 bits (mode {image.mode}); convert it to grey.")
-
-
-def levels_to_tensor(levels: np.ndarray) -> torch.Tensor:
-    """(..., H, W) grey levels, uint8 or uint16 -> (..., 1, H, W) float32 in [-1, 1]."""
-    pixels = torch.from_numpy(levels.astype(np.float32)).unsqueeze(-3)
-    return pixels * (2 / np.iinfo(levels.dtype).max) - 1
-
-
-def tensor_to_uint8(images: torch.Tensor) -> np.ndarray:
-    """(B, 1, H, W) in [-1, 1] -> (B, H, W) uint8: the one path from network output to pixels."""
-    return ((images.squeeze(1).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
 
 
 @dataclass(frozen=True)

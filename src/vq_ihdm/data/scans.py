@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
-from vq_ihdm.data.building import Rejections
-from vq_ihdm.data.covariates import CovariateTable
-from vq_ihdm.errors import InputError
+from ..errors import InputError
+from .covariates import CovariateTable
+from .rejections import Rejections
 
 # What nibabel reads, by the file with the image: of an .img/.hdr pair the .img.
 IMAGES = (".nii", ".img", ".mgz", ".mgh", ".mnc", ".brik", ".rec")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from vq_ihdm.errors import InputError
+from ..errors import InputError
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from nibabel.processing import resample_from_to
 from nibabel.spaces import vox2out_vox
 from scipy.ndimage import gaussian_filter
 
-from vq_ihdm.data.building import encode_png
-from vq_ihdm.data.preprocessing import correct_bias, strip_skull
-from vq_ihdm.errors import InputError, naming
-from vq_ihdm.files import replacing
+from ..errors import InputError, naming
+from ..files import replacing
+from .pixels import encode_png
+from .preprocessing import correct_bias, strip_skull
 
 FOREGROUND = 0.1  # of the intensity window: above the noise of air, below tissue
 SURVEY_MM = 2.0  # fine enough to find the head

@@ -11,7 +11,8 @@ from datasets import Dataset, concatenate_datasets
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..data.images import grey_levels, levels_to_tensor, load_slices, read_levels, tensor_to_uint8
+from ..data.images import load_slices, read_levels
+from ..data.pixels import grey_levels, levels_to_tensor, tensor_to_uint8
 from ..errors import InputError, naming
 
 

@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 
 from ..covariates import Covariate, decode_covariates
 from ..data.conditioning import askable, covariate_table
-from ..data.images import check_image_size, tensor_to_uint8
+from ..data.images import check_image_size
+from ..data.pixels import tensor_to_uint8
 from ..data.tokens import encode_split
 from ..heat import blur, dct
 from ..sampling_arguments import usual_sampling

@@ -7,7 +7,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
@@ -16,7 +18,7 @@ from tqdm.auto import tqdm
 from ..data.images import SliceTensors
 from ..errors import INTERRUPTED, InputError
 from ..files import replacing
-from ..pictures import log_picture, save_picture
+from ..pictures import save_picture
 from .batches import batch_order
 from .checkpoints import Checkpointer, Stateful
 from .config import save_args
@@ -172,7 +174,7 @@ class TrainingRun:
         self.accelerator.log({f"validation/{key}": value for key, value in metrics.items()}, step=self.step)
         for key, picture in pictures.items():
             save_picture(picture, self.output_dir / f"{key}.png")
-            log_picture(self.accelerator, f"validation/{key}", picture, self.step)
+            _log_picture(self.accelerator, f"validation/{key}", picture, self.step)
         measure = next(iter(metrics))
         metrics = metrics | {"step": self.step, "images_seen": self.images_seen, "seconds": self.seconds}
         self.last = metrics
@@ -279,3 +281,18 @@ def _start_trackers(args: argparse.Namespace, accelerator: TimedAccelerator, nam
         if value is not None
     }
     accelerator.init_trackers(args.tracker_project_name or name, settings)
+
+
+def _log_picture(accelerator: Accelerator, name: str, picture: Image.Image, step: int) -> None:
+    """Hand a picture to every tracker of the run."""
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.writer.add_image(name, np.asarray(picture), step, dataformats="HW")
+        elif tracker.name == "wandb":
+            import wandb
+
+            tracker.log({name: wandb.Image(picture)}, step=step)
+        elif tracker.name == "trackio":
+            import trackio
+
+            tracker.log({name: trackio.Image(picture)}, step=step)
