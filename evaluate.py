@@ -21,6 +21,7 @@ from diffusers import DiffusionPipeline
 from vq_ihdm.arguments import positive_int, seed_int
 from vq_ihdm.data.images import add_image_arguments
 from vq_ihdm.errors import InputError, run
+from vq_ihdm.evaluation.audit import NOTICED
 from vq_ihdm.evaluation.evaluator import EvaluationSet, evaluate_images
 from vq_ihdm.evaluation.features import load_networks
 from vq_ihdm.evaluation.image_sets import read_data_set, read_image_folder
@@ -115,7 +116,11 @@ def main() -> None:
             write_model_card(folder)
     kid = report.figure("kid")
     print(f"KID {kid.generated.value:.4f} (real images: {kid.floor.value:.4f}), N = {kid.generated.num_images}")
-    print(f"memorisation audit: {'failed' if report.audit.failures else 'passed'}")
+    seen = [power.planted for power in report.audit.power if power.copies == "verbatim" and power.caught >= NOTICED]
+    print(
+        f"memorisation audit: {'failed' if report.audit.failures else 'passed'}"
+        + f"; it notices verbatim copies from {100 * min(seen, default=1):g} % of the images on" * bool(seen)
+    )
     if "trained_on" in about:
         print(f"{args.pipeline} was trained on other data than {args.dataset_name}: the audit says nothing about it")
     print(f"{args.output_dir / 'report.md'}")

@@ -32,7 +32,12 @@ def main() -> None:
     if not isinstance(pipeline, VQIHDMPipeline):
         raise InputError(f"{args.pipeline} holds a {type(pipeline).__name__}; only a VQIHDMPipeline can be exported")
     export_onnx(pipeline, args.output_dir, args.temperature, args.top_p)
-    print(f"{args.output_dir} holds prior.onnx and sampler.onnx; python examples/sample_onnx.py draws from them")
+    if (steps := pipeline.scheduler.config.num_inference_steps) > 1:
+        print(f"{args.pipeline} draws in {steps} steps, what is exported in one: its images are worse")
+    print(
+        f"{args.output_dir} holds prior.onnx and sampler.onnx; draw from them with python examples/sample_onnx.py "
+        f"--folder {args.output_dir} --num_images 8 --output_dir samples"
+    )
 
 
 if __name__ == "__main__":

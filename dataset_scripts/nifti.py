@@ -2,8 +2,8 @@
 
     python dataset_scripts/nifti.py --input_dir bids --output_dir data/own
     python dataset_scripts/nifti.py --input_dir ADNI --preset adni --table idaSearch.csv --output_dir data/adni
-    python dataset_scripts/nifti.py --input_dir IXI-T1 --preset ixi --slices_mm -90 -50 --z_zero vertex \\
-        --output_dir data/ixi
+    python dataset_scripts/nifti.py --input_dir IXI-T1 --preset ixi --voxel_size 2 --image_size 128 96 \\
+        --slices_mm -90 -46 --z_zero vertex --output_dir data/ixi
     python dataset_scripts/nifti.py --input_dir oasis1 --preset oasis1 --table oasis_cross-sectional.csv \\
         --output_dir data/oasis1
 

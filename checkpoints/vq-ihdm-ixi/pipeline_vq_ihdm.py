@@ -234,7 +234,13 @@ class TokenPipeline(SlicePipeline):
     output_types = (*SlicePipeline.output_types, "latent")
 
     def encode_images(self, images: torch.Tensor) -> torch.LongTensor:
-        """(B, 1, H, W) in [-1, 1] -> (B, h, w) code indices."""
+        """(B, 1, H, W) in [-1, 1] -> (B, h, w) code indices.
+
+        Raises:
+            ValueError: they are no such tensor.
+        """
+        if images.ndim != 4 or images.shape[1] != 1 or not images.is_floating_point() or images.abs().max() > 1.01:
+            raise ValueError("encode_images takes a float tensor of the shape (B, 1, H, W) with values in [-1, 1]")
         return encode_images(self.vqvae, images.to(self._execution_device, self.vqvae.dtype))
 
     def decode_codes(self, code_indices: torch.LongTensor) -> torch.Tensor:

@@ -219,7 +219,9 @@ class CovariateTable:
         """
         rows = self.subjects.index[self.subjects == subject]
         if rows.empty:
-            raise InputError("has no row in the table of covariates; add one for its subject.")
+            raise InputError(
+                f"has no row in the table of covariates; add one of {subject}, or tell ids by --subject_pattern."
+            )
         for known in (
             (self.image_ids[rows] == image_id.upper().removeprefix("I")) & (image_id != ""),
             (self.sessions[rows] == session) & (session != ""),

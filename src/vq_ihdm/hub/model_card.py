@@ -335,7 +335,8 @@ def describe_training(record: dict[str, Any], folder: Path) -> str:
         settings.append(f"`{stage['script']}` (torch {hardware['torch']}): {chosen}")
     headings = ["stage", "step of the weights", "images seen", "time", "on (processes x threads)", "held out"]
     texts = ["\n".join(table(headings, rows))]
-    texts.append(f"Compute: {duration(sum(s['seconds'] for s in record['stages']))} in all; energy was not measured.")
+    compute = duration(sum(s["seconds"] for s in record["stages"]))
+    texts.append(f"Compute: {compute} of these runs, to the weights that were kept; energy was not measured.")
     parts = [f"- `{part.name}`: {count_parameters(part)}" for part in sorted(folder.iterdir()) if any(weights(part))]
     texts.append("\n".join(parts) if parts else f"- {count_parameters(folder)}")
     prior = folder / "prior" / "config.json"

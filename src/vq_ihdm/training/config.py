@@ -25,7 +25,12 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dataset_name", help="a set built by dataset_scripts/ (local folder) or one on the Hub")
     add("--train_data_dir", help="instead: a folder of images with a metadata.csv (file_name, subject)")
     add_image_arguments(parser)
-    add("--dataloader_num_workers", type=non_negative_int, default=0, help="processes that read slices ahead")
+    add(
+        "--dataloader_num_workers",
+        type=non_negative_int,
+        default=0,
+        help="processes that read slices ahead (codes are at hand)",
+    )
     add("--output_dir", required=True)
     add("--seed", type=seed_int, default=0)
     add("--random_flip", action=argparse.BooleanOptionalAction, default=True, help="mirror left and right")
@@ -57,7 +62,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--report_to", choices=["tensorboard", "trackio", "wandb", "none"], default="tensorboard")
     add("--tracker_project_name", help="by default the name of what is trained")
     add("--logging_dir", help="by default logs/ in --output_dir")
-    add("--push_to_hub", action="store_true", help="publish the result when it is complete")
+    add("--push_to_hub", action="store_true", help="publish the result (of stage 1 last/) when it is complete")
     add("--hub_model_id", help="account/name of the repository; by default the name of --output_dir")
     add("--hub_token", help="by default what `hf auth login` or HF_TOKEN say")
     add("--hub_private_repo", action=argparse.BooleanOptionalAction, default=True)
