@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -84,9 +85,7 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
         """
         T = self.denoiser.config.num_train_timesteps
         num_inference_steps = T if num_inference_steps is None else num_inference_steps
-        check_count("num_inference_steps", num_inference_steps)
-        if num_inference_steps > T:
-            raise ValueError(f"num_inference_steps must lie in 1..{T}, but is {num_inference_steps}")
+        check_count("num_inference_steps", num_inference_steps, most=T)
         if reveal_order not in ("random", "confidence"):
             raise ValueError(f"reveal_order is random or confidence, not {reveal_order}")
         num_images = self.how_many(num_images, batch_size, chunk_size, output_type)
@@ -150,7 +149,7 @@ class AbsorbingDiffusionPipeline(TokenPipeline):
 
     def _predict(self, code_indices, covariates, guidance_scale):
         """Logits (B, h, w, K)."""
-        return self.guided(lambda given: self.denoiser(code_indices, given).logits, covariates, guidance_scale)
+        return self.guided(partial(self.denoiser, code_indices), covariates, guidance_scale)
 
     def _reveal_at_random(self, code_indices, covariates, guidance_scale, uniform, steps_left, temperature):
         revealed = to_reveal(code_indices, uniform[:, 1], steps_left, self.denoiser.config.mask_index)

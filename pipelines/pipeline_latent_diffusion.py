@@ -61,9 +61,7 @@ class LatentDiffusionPipeline(TokenPipeline):
             `ImagePipelineOutput` with `images`, or a tuple.
         """
         num_images = self.how_many(num_images, batch_size, chunk_size, output_type)
-        check_count("num_inference_steps", num_inference_steps)
-        if num_inference_steps > (T := self.scheduler.config.num_train_timesteps):
-            raise ValueError(f"num_inference_steps must lie in 1..{T}, but is {num_inference_steps}")
+        check_count("num_inference_steps", num_inference_steps, most=self.scheduler.config.num_train_timesteps)
         generators = self.image_generators(num_images, generator)
         starts = range(0, num_images, chunk_size)
         code_indices = []

@@ -122,9 +122,9 @@ class VQIHDMPipeline(TokenPipeline):
             ValueError: unknown covariates, or outside of what the model was trained on; states of another shape; a
                 number without sense.
         """
-        default = 1 if sample is None else len(sample)
+        default, config = 1 if sample is None else len(sample), self.denoiser.config
         num_images = self.how_many(num_images, batch_size, chunk_size, output_type, default)
-        shape = (num_images, *(self.denoiser.config.to_dict()[name] for name in ("code_dim", "height", "width")))
+        shape = (num_images, config.code_dim, config.height, config.width)
         if sample is not None and sample.shape != shape:
             raise ValueError(f"sample holds u_T of the shape {shape}, not {tuple(sample.shape)}")
         self.check_guidance(guidance_scale)
@@ -173,7 +173,7 @@ class VQIHDMPipeline(TokenPipeline):
         code_indices = torch.full((num_images, config.height, config.width), is_open, device=device)
         for i, timestep in enumerate(self.scheduler.timesteps):
             known = code_indices != is_open
-            predict = partial(self._predict, sample, sigma, known)
+            predict = partial(self.denoiser, sample, sigma, known)
             logits = self.guided(predict, covariates, guidance_scale)
             sample, code_indices, _ = self.scheduler.step(
                 logits,
@@ -193,6 +193,3 @@ class VQIHDMPipeline(TokenPipeline):
                 code_indices = replaced.get("code_indices", code_indices)
             progress.update()
         return code_indices, covariates
-
-    def _predict(self, sample, sigma, known, covariates):
-        return self.denoiser(sample, sigma, known=known, covariates=covariates).logits

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import ImagePipelineOutput
@@ -60,13 +61,17 @@ class TokenPipeline(SlicePipeline):
 
     @staticmethod
     def guided(
-        predict: Callable[[torch.Tensor | None], torch.Tensor], covariates: torch.Tensor, guidance_scale: float
+        predict: Callable[[torch.Tensor | None], Any], covariates: torch.Tensor, guidance_scale: float
     ) -> torch.Tensor:
-        """Logits `guidance_scale` times as far from those without covariates as those with them (B, C) are."""
-        logits = predict(covariates)
+        """Logits `guidance_scale` times as far from those without covariates as those with them (B, C) are.
+
+        Args:
+            predict: a denoiser's output with `logits`, of the covariates.
+        """
+        logits = predict(covariates).logits
         if guidance_scale == 1 or covariates.isnan().all():
             return logits
-        unconditional = predict(None)
+        unconditional = predict(None).logits
         return unconditional + guidance_scale * (logits - unconditional)
 
     def finish(

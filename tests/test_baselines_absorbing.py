@@ -163,7 +163,7 @@ def test_an_image_does_not_depend_on_its_batch(absorbing):
 
 @pytest.mark.parametrize("num_steps", [0, 65])
 def test_a_number_of_steps_the_chain_does_not_have(absorbing, num_steps):
-    with pytest.raises(ValueError, match="num_inference_steps must"):
+    with pytest.raises(ValueError, match=r"1\.\.64"):
         draw(absorbing, num_inference_steps=num_steps)
 
 

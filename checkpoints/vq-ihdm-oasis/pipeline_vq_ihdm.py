@@ -41,11 +41,13 @@ def check_equal(what: str, **values: Any) -> None:
         raise ValueError(f"components of one pipeline have one {what}, not {said}")
 
 
-def check_count(name: str, value: int) -> None:
+def check_count(name: str, value: int, most: int | None = None) -> None:
     """
     Raises:
-        ValueError: an argument, called `name`, is no positive whole number.
+        ValueError: an argument, called `name`, is no positive whole number, or more than `most`.
     """
+    if most is not None and not (isinstance(value, Integral) and 1 <= value <= most):
+        raise ValueError(f"{name} must be a whole number in 1..{most}, not {value!r}")
     if not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} must be a positive whole number, not {value!r}")
 
@@ -270,13 +272,17 @@ class TokenPipeline(SlicePipeline):
 
     @staticmethod
     def guided(
-        predict: Callable[[torch.Tensor | None], torch.Tensor], covariates: torch.Tensor, guidance_scale: float
+        predict: Callable[[torch.Tensor | None], Any], covariates: torch.Tensor, guidance_scale: float
     ) -> torch.Tensor:
-        """Logits `guidance_scale` times as far from those without covariates as those with them (B, C) are."""
-        logits = predict(covariates)
+        """Logits `guidance_scale` times as far from those without covariates as those with them (B, C) are.
+
+        Args:
+            predict: a denoiser's output with `logits`, of the covariates.
+        """
+        logits = predict(covariates).logits
         if guidance_scale == 1 or covariates.isnan().all():
             return logits
-        unconditional = predict(None)
+        unconditional = predict(None).logits
         return unconditional + guidance_scale * (logits - unconditional)
 
     def finish(
@@ -410,9 +416,9 @@ class VQIHDMPipeline(TokenPipeline):
             ValueError: unknown covariates, or outside of what the model was trained on; states of another shape; a
                 number without sense.
         """
-        default = 1 if sample is None else len(sample)
+        default, config = 1 if sample is None else len(sample), self.denoiser.config
         num_images = self.how_many(num_images, batch_size, chunk_size, output_type, default)
-        shape = (num_images, *(self.denoiser.config.to_dict()[name] for name in ("code_dim", "height", "width")))
+        shape = (num_images, config.code_dim, config.height, config.width)
         if sample is not None and sample.shape != shape:
             raise ValueError(f"sample holds u_T of the shape {shape}, not {tuple(sample.shape)}")
         self.check_guidance(guidance_scale)
@@ -461,7 +467,7 @@ class VQIHDMPipeline(TokenPipeline):
         code_indices = torch.full((num_images, config.height, config.width), is_open, device=device)
         for i, timestep in enumerate(self.scheduler.timesteps):
             known = code_indices != is_open
-            predict = partial(self._predict, sample, sigma, known)
+            predict = partial(self.denoiser, sample, sigma, known)
             logits = self.guided(predict, covariates, guidance_scale)
             sample, code_indices, _ = self.scheduler.step(
                 logits,
@@ -481,6 +487,3 @@ class VQIHDMPipeline(TokenPipeline):
                 code_indices = replaced.get("code_indices", code_indices)
             progress.update()
         return code_indices, covariates
-
-    def _predict(self, sample, sigma, known, covariates):
-        return self.denoiser(sample, sigma, known=known, covariates=covariates).logits

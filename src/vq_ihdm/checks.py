@@ -26,10 +26,12 @@ def check_equal(what: str, **values: Any) -> None:
         raise ValueError(f"components of one pipeline have one {what}, not {said}")
 
 
-def check_count(name: str, value: int) -> None:
+def check_count(name: str, value: int, most: int | None = None) -> None:
     """
     Raises:
-        ValueError: an argument, called `name`, is no positive whole number.
+        ValueError: an argument, called `name`, is no positive whole number, or more than `most`.
     """
+    if most is not None and not (isinstance(value, Integral) and 1 <= value <= most):
+        raise ValueError(f"{name} must be a whole number in 1..{most}, not {value!r}")
     if not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} must be a positive whole number, not {value!r}")

@@ -424,10 +424,8 @@ def given_log_likelihood(wanted: torch.Tensor, means: torch.Tensor, covariance: 
         (...).
     """
     given = ~wanted.isnan()
-    residual = torch.where(given, wanted - means, 0)
-    factor = torch.linalg.cholesky(restrict(covariance, given))
-    whitened = torch.linalg.solve_triangular(factor, residual[..., None], upper=False)[..., 0]
-    return -0.5 * (whitened**2).sum(-1) - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    factor, whitened = whiten(torch.where(given, wanted - means, 0), covariance, given)
+    return -0.5 * (whitened**2).sum((-2, -1)) - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
 def condition(draws: torch.Tensor, wanted: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
@@ -443,11 +441,18 @@ def condition(draws: torch.Tensor, wanted: torch.Tensor, covariance: torch.Tenso
     given = ~wanted.isnan()
     num_features = wanted.shape[-1]
     residual = torch.where(given, wanted - draws[:, -num_features:], 0)
-    factor = torch.linalg.cholesky(restrict(covariance[..., -num_features:, :], given))
-    # In two steps, which every device has; torch.cholesky_solve is new on Apple's.
-    whitened = torch.linalg.solve_triangular(factor, residual[..., None], upper=False)
+    factor, whitened = whiten(residual, covariance[..., -num_features:, :], given)
+    # Not torch.cholesky_solve, which is new on Apple's devices.
     solved = torch.linalg.solve_triangular(factor.mT, whitened, upper=True) * given[..., None]
     return draws + (covariance @ solved)[..., 0]
+
+
+def whiten(
+    residual: torch.Tensor, covariance: torch.Tensor, given: torch.BoolTensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The Cholesky factor L (..., F, F) of the covariance of what is given, and L^-1 residual, a column (..., F, 1)."""
+    factor = torch.linalg.cholesky(restrict(covariance, given))
+    return factor, torch.linalg.solve_triangular(factor, residual[..., None], upper=False)
 
 
 def restrict(covariance: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
