@@ -1,6 +1,7 @@
 """The memorisation audit's verdict, and its positive control: how many planted copies it would have noticed."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -67,16 +68,14 @@ def copies_by_chance(copies: int, num_images: int) -> float:
     return float(binomtest(copies, num_images, BY_CHANCE, alternative="greater").pvalue)
 
 
-def ratio_test(figure: Figure) -> float:
-    """Normal test of the ratio's difference to its floor, whose half-samples share the people on both sides."""
-    below = difference(figure.generated, figure.floor)
-    return float(norm.cdf((below.value + MARGIN) / max(np.std(below.resampled), 1e-9)))
+def ratio_test(figure: Figure, side: int = 1) -> float:
+    """Normal test of the ratio's difference to its floor, whose half-samples share the people on both sides.
 
-
-def leak_test(figure: Figure) -> float:
-    """The same on the other side: of a system that was trained on those who are held out."""
-    above = difference(figure.generated, figure.floor)
-    return float(norm.sf((above.value - MARGIN) / max(np.std(above.resampled), 1e-9)))
+    Args:
+        side: 1, whether it lies below the floor; -1, whether it lies above.
+    """
+    apart = difference(figure.generated, figure.floor)
+    return float(norm.cdf((MARGIN + side * apart.value) / max(np.std(apart.resampled), 1e-9)))
 
 
 class FigureTest(NamedTuple):
@@ -102,7 +101,7 @@ TESTS = {
     ),
     "leak": FigureTest(
         "nearest_ratio",
-        leak_test,
+        partial(ratio_test, side=-1),  # of a system that was trained on those who are held out
         "In {features} the images stand nearer to held-out people than training subjects do: ratio {value:.3f} beside "
         "{floor:.3f} (p = {p:.1g}); the system seems to have been trained on them.",
     ),

@@ -71,6 +71,7 @@ class EvaluationSet:
                     f"{MIN_SUBJECTS}; choose more splits or build a larger set"
                 )
         # By content, so that floor and ceiling are measured once for many systems.
+        self._training_samples: dict[int, Sample] = {}
         self._features: dict[str, dict[str, Features]] = {}
         self._compared: dict[SetKey, dict[tuple[str, str], Estimate]] = {}
         self._fidelity: dict[tuple[SetKey, SetKey, bool], dict[tuple[str, str], Estimate]] = {}
@@ -115,11 +116,13 @@ class EvaluationSet:
         return np.random.default_rng(0).permutation(len(self.training))[:num_images]
 
     def training_sample(self, num_images: int) -> Sample:
-        index = self.training_index(num_images)
-        image_set = self.training.take(index)
-        features = {name: features.take(index) for name, features in self.training_features.items()}
-        self._features[content_key(image_set.images)] = features  # which no network has to see again
-        return self.describe(image_set)
+        if num_images not in self._training_samples:
+            index = self.training_index(num_images)
+            image_set = self.training.take(index)
+            features = {name: features.take(index) for name, features in self.training_features.items()}
+            self._features[content_key(image_set.images)] = features  # which no network has to see again
+            self._training_samples[num_images] = self.describe(image_set)
+        return self._training_samples[num_images]
 
     def decoded_stand_in(self, tokenized: Tokenized, num_images: int) -> ImageSet:
         """Those training images through the tokenizer: what a perfect stage 2 would draw."""
