@@ -83,10 +83,7 @@ def main() -> None:
     scan = ["scan"] if "scan" in table else []
     for columns, remedy in (
         (["file_name"], "leave one of the rows"),
-        (
-            ["subject", *scan, "slice"],
-            "tell a subject's scans apart in a column 'scan'",
-        ),
+        (["subject", *scan, "slice"], "tell a subject's scans apart in a column 'scan'"),
     ):
         if (again := table.duplicated(columns)).any():
             values = ", ".join(f"{column} {table[again].iloc[0][column]}" for column in columns)

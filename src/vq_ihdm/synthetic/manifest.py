@@ -23,10 +23,8 @@ def read_manifest(output_dir: Path, settings: dict[str, Any]) -> dict[str, Any]:
         if output_dir.exists() and not all(file.name.endswith(".partial") for file in output_dir.iterdir()):
             raise InputError(f"{output_dir} holds files but no manifest.json; name a new --output_dir")
         return {}
-    if not any(output_dir.glob("[0-9]*")) and not any(
-        output_dir.glob("data/*")
-    ):  # stopped by a mistake in its settings
-        return {}
+    if not any(file for pattern in ("[0-9]*", "data/*") for file in output_dir.glob(pattern)):
+        return {}  # stopped by a mistake in its settings
     manifest = read_json(file)
     there = manifest.get("settings", {})
     for name, value in settings.items():
