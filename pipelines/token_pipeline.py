@@ -25,12 +25,12 @@ class TokenPipeline(SlicePipeline):
     output_types = (*SlicePipeline.output_types, "latent")
 
     def encode_images(self, images: torch.Tensor) -> torch.LongTensor:
-        """(B, 1, H, W) in [-1, 1] -> (B, h, w) code indices.
+        """(B, 1, H, W) in [-1, 1], which decoded images leave a little, -> (B, h, w) code indices.
 
         Raises:
             ValueError: they are no such tensor.
         """
-        if images.ndim != 4 or images.shape[1] != 1 or not images.is_floating_point() or images.abs().max() > 1.01:
+        if images.ndim != 4 or images.shape[1] != 1 or not images.is_floating_point() or images.abs().max() > 2:
             raise ValueError("encode_images takes a float tensor of the shape (B, 1, H, W) with values in [-1, 1]")
         return encode_images(self.vqvae, images.to(self._execution_device, self.vqvae.dtype))
 
@@ -60,18 +60,16 @@ class TokenPipeline(SlicePipeline):
             raise ValueError("this model knows no covariates to be guided by; leave guidance_scale out")
 
     @staticmethod
-    def guided(
-        predict: Callable[[torch.Tensor | None], Any], covariates: torch.Tensor, guidance_scale: float
-    ) -> torch.Tensor:
+    def guided(predict: Callable[..., Any], covariates: torch.Tensor, guidance_scale: float) -> torch.Tensor:
         """Logits `guidance_scale` times as far from those without covariates as those with them (B, C) are.
 
         Args:
-            predict: a denoiser's output with `logits`, of the covariates.
+            predict: what takes `covariates` and gives a denoiser's output with `logits`.
         """
-        logits = predict(covariates).logits
+        logits = predict(covariates=covariates).logits
         if guidance_scale == 1 or covariates.isnan().all():
             return logits
-        unconditional = predict(None).logits
+        unconditional = predict(covariates=None).logits
         return unconditional + guidance_scale * (logits - unconditional)
 
     def finish(

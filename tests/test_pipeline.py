@@ -202,6 +202,15 @@ def test_encode_and_decode_fit_together(pipeline):
     torch.testing.assert_close(pipeline.decode_codes(codes), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_decoded_images_are_encoded_wherever_the_decoder_ended(pipeline):
+    images = pipeline.decode_codes(pipeline(2, generator=seeded(), output_type="latent").images)
+    beyond = images / images.abs().max() * 1.3  # decoders leave [-1, 1] a little
+    assert pipeline.encode_images(beyond).shape == (2, HEIGHT, WIDTH)
+    for wrong in (images[0], images.expand(-1, 3, -1, -1), (images * 127.5 + 127.5).byte(), images * 127.5 + 127.5):
+        with pytest.raises(ValueError, match="encode_images takes"):
+            pipeline.encode_images(wrong)
+
+
 def test_how_many_images_by_either_name(pipeline):
     expected = pipeline(3, generator=seeded(), output_type="latent").images
     for arguments in ({"batch_size": 3}, {"num_images": 3, "batch_size": 3}):
