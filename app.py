@@ -40,6 +40,7 @@ Discrete VQ-IHDM draws a blurry state from a prior, the codes of a VQGAN from a 
 decoder. **For research, not for diagnosis.** The same numbers give the same images."""
 LIMITS = """**Limits.** {known}Slices are drawn one by one and do not make up a volume; their finest texture is smoother
 than a scanner's. Nobody has labelled or checked them, and what looks like a finding is none."""
+GUIDANCE = "above 1: closer to what is asked for, at twice the time"
 BLEND = "from the blurry state of the first seed to that of the second"
 AUDIT = """Under each image: root-mean-square difference in grey levels to the nearest training slice, mirrored or not,
 both reduced {pool}-fold, and the share of held-out slices that have a nearer one. A copy would be at 0 and 0 %."""
@@ -52,6 +53,7 @@ RANGES = {
     "Seed": (0, 2**32 - 1),
     "Steps": (1, 12),
     "Temperature": (0, 1.5),
+    "Guidance": (1, 5),
     "Second seed": (0, 2**32 - 1),
     "Blend": (0, 1),
 }
@@ -95,12 +97,17 @@ def training_index(dataset_name: str, pipe: DiffusionPipeline) -> dict[str, torc
     return audit_index(splits)
 
 
-def ranges_of(usual: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """`RANGES`, as far as they must be wider for a pipeline that draws in this way unless told otherwise."""
+def ranges_of(usual: Mapping[str, Any], is_asked: bool) -> dict[str, tuple[float, float]]:
+    """`RANGES`, as far as they must be wider for a pipeline that draws in this way unless told otherwise.
+
+    Args:
+        is_asked: it can be asked for covariates; what cannot is not guided by them.
+    """
     (fewest, most), (coldest, hottest) = RANGES["Steps"], RANGES["Temperature"]
     return RANGES | {
         "Steps": (fewest, max(most, usual["num_inference_steps"])),
         "Temperature": (coldest, max(hottest, usual["temperature"])),
+        "Guidance": RANGES["Guidance"] if is_asked else (1, 1),
     }
 
 
@@ -162,6 +169,7 @@ def draw(
     seed: int,
     steps: int,
     temperature: float,
+    guidance_scale: float,
     second_seed: int,
     blend: float,
     asked: Mapping[str, Any],
@@ -176,6 +184,7 @@ def draw(
         num_images,
         num_inference_steps=steps,
         temperature=temperature,
+        guidance_scale=guidance_scale,
         generator=generators,
         sample=sample,
         covariates=covariates,
@@ -283,17 +292,18 @@ def build_page(path_or_id: str | Path, downloads: Path, dataset_name: str | None
     spacing = record.get("data", {}).get("spacing_mm") or [1.0, 1.0]
 
     known, usual = pipe.known_covariates, pipe.scheduler.config
-    ranges = ranges_of(usual)
+    ranges = ranges_of(usual, is_asked=bool(known))
 
-    def generate(num_images, seed, steps, temperature, second_seed, blend, *free_and_values):
-        check(ranges, num_images, seed, steps, temperature, second_seed, blend)
+    def generate(num_images, seed, steps, temperature, guidance_scale, second_seed, blend, *free_and_values):
+        check(ranges, num_images, seed, steps, temperature, guidance_scale, second_seed, blend)
         asked = ask(pipe, free_and_values[: len(known)], free_and_values[len(known) :])
         num_images, seed, steps, second_seed = (int(number) for number in (num_images, seed, steps, second_seed))
-        images = draw(pipe, num_images, seed, steps, temperature, second_seed, blend, asked)
+        images = draw(pipe, num_images, seed, steps, temperature, guidance_scale, second_seed, blend, asked)
         remove_old(downloads)
         # A category by its index: its name may hold what a file's name may not.
         told = [f"{covariate.encode(asked.get(covariate.name)):g}" for covariate in known]
-        name = "_".join([f"vq-ihdm_{num_images}_{seed}_{steps}_{temperature:g}_{second_seed}_{blend:g}", *told])
+        how = f"{num_images}_{seed}_{steps}_{temperature:g}_{guidance_scale:g}_{second_seed}_{blend:g}"
+        name = "_".join(["vq-ihdm", how, *told])
         sheet, volume = downloads / f"{name}.png", downloads / f"{name}.nii.gz"
         save_contact_sheet(images, sheet)
         save_nifti(images, spacing, volume)
@@ -306,6 +316,9 @@ def build_page(path_or_id: str | Path, downloads: Path, dataset_name: str | None
                 num_images = gr.Slider(*RANGES["Images"], 8, step=1, label="Images")
                 seed = gr.Number(0, label="Seed", minimum=0, step=1, elem_id="seed")
                 free, values = covariate_controls(known)
+                guidance_scale = gr.Slider(
+                    *RANGES["Guidance"], 1, step=0.5, label="Guidance", info=GUIDANCE, visible=bool(known)
+                )
                 button = gr.Button("Generate", variant="primary", elem_id="generate")
                 steps = gr.Slider(*ranges["Steps"], usual.num_inference_steps, step=1, label="Steps")
                 temperature = gr.Slider(*ranges["Temperature"], usual.temperature, step=0.05, label="Temperature")
@@ -321,7 +334,8 @@ def build_page(path_or_id: str | Path, downloads: Path, dataset_name: str | None
                         gr.DownloadButton("Slices (NIfTI)", elem_id="nifti"),
                     ]
         gr.Markdown(describe_limits(record))
-        settings, shown = [num_images, seed, steps, temperature, second_seed, blend, *free, *values], [gallery, *files]
+        numbers = [num_images, seed, steps, temperature, guidance_scale, second_seed, blend]
+        settings, shown = [*numbers, *free, *values], [gallery, *files]
         button.click(generate, settings, shown)
         page.load(generate, settings, shown, api_name=False)
     return page

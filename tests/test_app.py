@@ -34,7 +34,15 @@ import app  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = {"num_images": 3, "seed": 4, "steps": 2, "temperature": 0.9, "second_seed": 5, "asked": {}}
+SETTINGS = {
+    "num_images": 3,
+    "seed": 4,
+    "steps": 2,
+    "temperature": 0.9,
+    "guidance_scale": 1,
+    "second_seed": 5,
+    "asked": {},
+}
 
 
 def test_no_code_beside_the_weights_is_run(pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -125,6 +133,14 @@ def test_what_is_asked_for_changes_the_images(conditional):
     assert (images(age=25) != images(age=75)).any() and (images(age=25) != images()).any()
 
 
+def test_guidance_changes_the_images_where_something_is_asked_for(conditional):
+    def images(guidance_scale: float) -> np.ndarray:
+        settings = SETTINGS | {"asked": {"age": 75}, "guidance_scale": guidance_scale}
+        return pixels(app.draw(conditional, **settings, blend=0.0))
+
+    assert (images(1) != images(5)).any()
+
+
 def test_only_what_is_not_left_free_is_asked_for(conditional):
     assert app.ask(conditional, [True, True], [75, "F"]) == {}
     assert app.ask(conditional, [False, True], [75, "F"]) == {"age": 75}
@@ -146,7 +162,9 @@ def test_the_page_offers_what_the_pipeline_knows(asked_folder: Path, pipeline_fo
     assert sex.choices == [("F", "F"), ("M", "M")]
     for name in ("age", "sex"):
         assert blocks[f"{name} as in the training population"].value is True
+    assert blocks["Guidance"].visible
     plain = labelled(app.build_page(pipeline_folder, tmp_path))
+    assert not plain["Guidance"].visible
     assert "Seed" in plain and not any("population" in label for label in plain)
 
 
@@ -231,7 +249,15 @@ def visitor(page: str, tmp_path_factory: pytest.TempPathFactory) -> gradio_clien
     return gradio_client.Client(page, verbose=False, download_files=str(tmp_path_factory.mktemp("received")))
 
 
-ASKED = {"num_images": 3, "seed": 4, "steps": 1, "temperature": 1.0, "second_seed": 1, "blend": 0.0}
+ASKED = {
+    "num_images": 3,
+    "seed": 4,
+    "steps": 1,
+    "temperature": 1.0,
+    "guidance_scale": 1,
+    "second_seed": 1,
+    "blend": 0.0,
+}
 
 
 def test_the_files_a_visitor_gets_say_that_they_are_synthetic(visitor: gradio_client.Client):
@@ -250,14 +276,15 @@ def test_numbers_that_no_slider_gives_are_refused_in_a_sentence(name: str, value
 
 def test_a_pipeline_that_draws_in_many_steps_has_a_page_that_takes_them():
     usual = {"num_inference_steps": 20, "temperature": 2.0}
-    ranges = app.ranges_of(usual)
+    ranges = app.ranges_of(usual, is_asked=True)
     app.check(ranges, *(ASKED | {"steps": 20, "temperature": 2.0}).values())
     assert ranges["Images"] == app.RANGES["Images"]
-    assert app.ranges_of({"num_inference_steps": 1, "temperature": 1.0}) == app.RANGES
+    assert app.ranges_of({"num_inference_steps": 1, "temperature": 1.0}, is_asked=True) == app.RANGES
 
 
 def test_a_caller_of_the_api_is_refused_too(visitor: gradio_client.Client):
-    for name, value in (("temperature", 7), ("seed", -1), ("num_images", 10_000)):
+    # the last: what cannot be asked for anything cannot be guided either
+    for name, value in (("temperature", 7), ("seed", -1), ("num_images", 10_000), ("guidance_scale", 2)):
         with pytest.raises(gradio_client.exceptions.AppError):
             visitor.predict(*(ASKED | {name: value}).values(), api_name="/generate")
 
