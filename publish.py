@@ -1,5 +1,6 @@
 """Publish a model, a data set or the demonstration page on the Hugging Face Hub.
 
+    python publish.py checkpoints/vq-ihdm-oasis --repo_id account/vq-ihdm-oasis --dry_run   # what would be uploaded
     python publish.py checkpoints/vq-ihdm-oasis --repo_id account/vq-ihdm-oasis
     python publish.py checkpoints/vq-ihdm-oasis --repo_id account/vq-ihdm-demo --as_space
     python publish.py data/oasis --repo_id account/oasis-slices
@@ -26,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("folder", type=Path, help="a pipeline, a VQModel, or a set built by dataset_scripts/")
     add("--repo_id", required=True, help="account/name on the Hub")
     add("--private", action=argparse.BooleanOptionalAction, default=True)
+    add("--dry_run", action="store_true", help="check and list what would be uploaded, and leave the Hub alone")
     add("--as_space", action="store_true", help="publish app.py around the pipeline, as a Space")
     add("--allow_restricted_images", action="store_true", help="although the data's licence forbids it")
     add("--allow_unevaluated", action="store_true", help="although nothing is known about its quality")
@@ -37,9 +39,9 @@ def main() -> None:
     args = build_parser().parse_args()
     allow = [check for check in CHECKS if getattr(args, f"allow_{check}")]
     if args.as_space:
-        url = publish_space(Path(__file__).parent, args.folder, args.repo_id, args.private, allow)
+        url = publish_space(Path(__file__).parent, args.folder, args.repo_id, args.private, allow, args.dry_run)
     else:
-        url = publish(args.folder, args.repo_id, args.private, allow)
+        url = publish(args.folder, args.repo_id, args.private, allow, args.dry_run)
     print(url)
 
 

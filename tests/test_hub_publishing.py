@@ -179,6 +179,19 @@ def test_only_what_the_package_writes_is_published(model: Path, tmp_path: Path):
     assert set(files_of(tokenizer)) == {"config.json", "diffusion_pytorch_model.safetensors", "training.json"}
 
 
+def test_a_dry_run_lists_what_would_be_uploaded_and_asks_no_hub(model: Path, template_set: Path):
+    for folder in (model, template_set):
+        lines = run_script(ROOT / "publish.py", folder, "--repo_id", "a/b", "--dry_run").stdout.splitlines()
+        assert {line.split()[-1] for line in lines} == {*files_of(folder), "README.md", "all"}
+        sizes = [float(line.split()[0]) for line in lines]
+        assert sizes[-1] == pytest.approx(sum(sizes[:-1]), abs=0.001 * len(sizes))
+    space = publish_space(ROOT, model, "a/b", dry_run=True)
+    assert "app.py" in space and "checkpoints/vq-ihdm-oasis-fine/model_index.json" in space
+    unevaluated(model)
+    with pytest.raises(InputError, match="--allow_unevaluated"):
+        publish(model, "a/b", dry_run=True)
+
+
 def test_images_that_must_not_be_passed_on_are_not_published(template_set: Path, tmp_path: Path):
     assert failed_checks(template_set) == {}
     without_card = Path(shutil.copytree(template_set, tmp_path / "without_card"))

@@ -6,7 +6,7 @@ from pathlib import Path
 from huggingface_hub import SpaceCard
 
 from ..errors import InputError
-from ..uploading import HubRepository
+from ..uploading import Contents, HubRepository
 from .checks import is_data_set, refuse
 from .model_card import model_card
 from .model_files import own_files, system_of
@@ -16,7 +16,9 @@ SPACE_PIPELINE = "checkpoints/vq-ihdm-oasis-fine"  # where app.py looks for its 
 COMMIT_MESSAGE = "Publish with vq-ihdm"
 
 
-def publish(folder: str | Path, repo_id: str, private: bool = True, allow: Collection[str] = ()) -> str:
+def publish(
+    folder: str | Path, repo_id: str, private: bool = True, allow: Collection[str] = (), dry_run: bool = False
+) -> str:
     """Make a Hub repository hold what a folder holds, in a single commit.
 
     Whatever fails on the way, the repository shows all of its old state or all of the new one; trying again uploads
@@ -27,9 +29,10 @@ def publish(folder: str | Path, repo_id: str, private: bool = True, allow: Colle
         repo_id: `name` or `account/name`; made when missing.
         private: visibility of a new repository.
         allow: failed checks (keys of `checks.failed_checks`) that are to be overruled.
+        dry_run: check, and leave the Hub alone.
 
     Returns:
-        the repository's address.
+        the repository's address; of a dry run, what would be uploaded (see `listing`).
 
     Raises:
         InputError: a check failed, the repository is public where a private one was asked for, or the Hub
@@ -37,15 +40,27 @@ def publish(folder: str | Path, repo_id: str, private: bool = True, allow: Colle
     """
     folder = Path(folder)
     refuse(folder, allow)
-    contents: dict[str, Path | bytes] = {**files_of(folder)}
+    if dry_run:
+        return listing(contents_of(folder, repo_id))
     repository = HubRepository(repo_id, "dataset" if is_data_set(folder) else "model", private)
-    if not is_data_set(folder):  # a card whose examples name the model's new place
-        contents["README.md"] = str(model_card(folder, repository.repo_id)).encode()
-    repository.commit(contents, COMMIT_MESSAGE, mirror=True)
+    repository.commit(contents_of(folder, repository.repo_id), COMMIT_MESSAGE, mirror=True)
     return repository.url
 
 
-def publish_space(root: Path, folder: Path, repo_id: str, private: bool = True, allow: Collection[str] = ()) -> str:
+def contents_of(folder: Path, repo_id: str) -> Contents:
+    """What a repository of this name is to hold of a folder; the examples of a model's card name it."""
+    files = files_of(folder)
+    return files if is_data_set(folder) else files | {"README.md": str(model_card(folder, repo_id)).encode()}
+
+
+def publish_space(
+    root: Path,
+    folder: Path,
+    repo_id: str,
+    private: bool = True,
+    allow: Collection[str] = (),
+    dry_run: bool = False,
+) -> str:
     """As `publish`: the page `app.py` with the pipeline inside, as a Space under the licence of its weights.
 
     Args:
@@ -63,9 +78,17 @@ def publish_space(root: Path, folder: Path, repo_id: str, private: bool = True, 
     files: dict[str, Path | bytes] = {"README.md": str(card).encode()}
     files |= {"app.py": root / "app.py", "requirements.txt": root / "space" / "requirements.txt"}
     files |= {f"{SPACE_PIPELINE}/{name}": file for name, file in files_of(folder).items()}
+    if dry_run:
+        return listing(files)
     repository = HubRepository(repo_id, "space", private)
     repository.commit(files, COMMIT_MESSAGE, mirror=True)
     return repository.url
+
+
+def listing(contents: Contents) -> str:
+    """Sizes and names, a line a file, and the sum."""
+    sizes = {name: len(c) if isinstance(c, bytes) else c.stat().st_size for name, c in sorted(contents.items())}
+    return "\n".join(f"{size / 1e6:10.3f} MB  {name}" for name, size in [*sizes.items(), ("all", sum(sizes.values()))])
 
 
 def files_of(folder: Path) -> dict[str, Path]:
