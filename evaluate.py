@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
-from vq_ihdm.arguments import positive_int, seed_int
+from vq_ihdm.arguments import HelpFormatter, positive_int, seed_int
 from vq_ihdm.data.images import add_image_arguments
 from vq_ihdm.errors import InputError, run
 from vq_ihdm.evaluation.audit import NOTICED
@@ -46,7 +46,7 @@ def device(text: str) -> torch.device:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--pipeline", help="folder or Hub id of a pipeline to draw images from")

@@ -11,13 +11,13 @@ import argparse
 from pathlib import Path
 
 from vq_ihdm import VQIHDMPipeline, load_pipeline
-from vq_ihdm.arguments import non_negative_float, positive_probability
+from vq_ihdm.arguments import HelpFormatter, non_negative_float, positive_probability
 from vq_ihdm.errors import InputError, run
 from vq_ihdm.exporting import export_onnx
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--pipeline", required=True, help="a VQIHDMPipeline's folder or Hub id")
     add("--output_dir", type=Path, required=True)

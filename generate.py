@@ -33,7 +33,7 @@ from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
 from vq_ihdm import load_pipeline
-from vq_ihdm.arguments import positive_float, positive_int, seed_int
+from vq_ihdm.arguments import HelpFormatter, positive_float, positive_int, seed_int
 from vq_ihdm.errors import InputError, run
 from vq_ihdm.hub.record import read_record
 from vq_ihdm.pictures import contact_sheet, save_picture
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--pipeline", required=True, help="a pipeline's folder or Hub id")
     add("--output_dir", type=Path, required=True)

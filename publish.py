@@ -15,6 +15,7 @@ the data it was trained on, drawn as it draws unless told otherwise; one whose m
 import argparse
 from pathlib import Path
 
+from vq_ihdm.arguments import HelpFormatter
 from vq_ihdm.errors import run
 from vq_ihdm.hub.publishing import publish, publish_space
 
@@ -22,7 +23,7 @@ CHECKS = ("restricted_images", "unevaluated", "failed_audit")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("folder", type=Path, help="a pipeline, a VQModel, or a set built by dataset_scripts/")
     add("--repo_id", required=True, help="account/name on the Hub")

@@ -30,7 +30,7 @@ from torch import nn
 from torch_fidelity.metric_kid import kernel_mmd
 
 from vq_ihdm import AbsorbingDiffusionPipeline, GANPipeline, LatentDiffusionPipeline, PixelIHDMPipeline
-from vq_ihdm.arguments import non_negative_float, positive_float, positive_int, share_below_one
+from vq_ihdm.arguments import HelpFormatter, non_negative_float, positive_float, positive_int, share_below_one
 from vq_ihdm.baselines.absorbing import AbsorbingDenoiser, AbsorbingDenoiserConfig, absorbing_loss
 from vq_ihdm.baselines.alphawgan import AlphaWGAN
 from vq_ihdm.baselines.ccegan import CCEGAN
@@ -398,7 +398,7 @@ MODELS = {
 
 def build_parser(model: str | None) -> argparse.ArgumentParser:
     """The flags of one model; the shared ones alone when None."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--model", choices=MODELS, required=True)
     add_training_arguments(parser)
     if model is not None:

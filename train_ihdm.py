@@ -19,7 +19,14 @@ import torch
 from accelerate.utils import set_seed
 
 from vq_ihdm import HeatDissipationScheduler, VQIHDMDenoiser, VQIHDMDenoiserConfig, VQIHDMPipeline
-from vq_ihdm.arguments import non_negative_float, positive_float, positive_int, positive_probability, probability
+from vq_ihdm.arguments import (
+    HelpFormatter,
+    non_negative_float,
+    positive_float,
+    positive_int,
+    positive_probability,
+    probability,
+)
 from vq_ihdm.covariates import Covariate
 from vq_ihdm.data.conditioning import covariate_table, find_vocabulary, slice_subjects, withhold
 from vq_ihdm.data.tokens import draw_views, load_tokens
@@ -46,7 +53,7 @@ SMALLEST_SIGMA = 0.5  # cells; what blurs less hides next to nothing
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_training_arguments(parser)
     add_transformer_arguments(parser)
     add_covariate_arguments(parser)

@@ -23,7 +23,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import nn
 
-from vq_ihdm.arguments import non_negative_float, non_negative_int, positive_float, positive_int
+from vq_ihdm.arguments import HelpFormatter, non_negative_float, non_negative_int, positive_float, positive_int
 from vq_ihdm.data.images import SliceTensors, check_image_size, read_levels
 from vq_ihdm.data.slices import mirror_at_random, spread_slices
 from vq_ihdm.errors import InputError
@@ -62,7 +62,7 @@ ARCHITECTURE = (
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_training_arguments(parser)
     add = parser.add_argument
     # the VQModel

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vq_ihdm import VQIHDMDenoiser, VQIHDMDenoiserConfig
+from vq_ihdm.arguments import HelpFormatter
 from vq_ihdm.errors import run
 from vq_ihdm.evaluation.report import table
 from vq_ihdm.training.config import parse_args
@@ -36,7 +37,7 @@ HEADINGS = [
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--config", nargs="+", default=["oasis", "paper"])
     return parser
 

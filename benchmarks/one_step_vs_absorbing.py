@@ -38,7 +38,7 @@ from PIL import Image
 from verdicts import in_words, interval_over_trainings, mean
 
 from vq_ihdm import VQIHDMPipeline, load_pipeline
-from vq_ihdm.arguments import positive_int, seed_int
+from vq_ihdm.arguments import HelpFormatter, positive_int, seed_int
 from vq_ihdm.errors import run
 from vq_ihdm.evaluation.evaluator import EvaluationSet, evaluate_images
 from vq_ihdm.evaluation.pipelines import Drawn, draw_images, tokenize
@@ -155,7 +155,7 @@ SHOWN = [OURS, (ABSORBING, 256), (SYSTEMS[0].label, 1)]
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_benchmark_arguments(parser, "one_step_vs_absorbing")
     add = parser.add_argument
     add("--vqvae", required=True, help="the tokenizer all systems share")

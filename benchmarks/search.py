@@ -25,7 +25,7 @@ from diffusers import DiffusionPipeline
 from one_step_vs_absorbing import TRAININGS, Training
 
 from vq_ihdm import load_pipeline
-from vq_ihdm.arguments import positive_float, positive_int
+from vq_ihdm.arguments import HelpFormatter, positive_float, positive_int
 from vq_ihdm.data.tokens import encode_split
 from vq_ihdm.errors import run
 from vq_ihdm.evaluation.image_sets import ImageSet, independent
@@ -53,7 +53,7 @@ WAYS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_benchmark_arguments(parser, "search")
     parser.set_defaults(split="validation")
     add = parser.add_argument

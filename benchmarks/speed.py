@@ -32,7 +32,7 @@ from training_processes import trainings
 from training_race import races
 
 from vq_ihdm import AbsorbingDiffusionPipeline, LatentDiffusionPipeline, VQIHDMPipeline
-from vq_ihdm.arguments import positive_int
+from vq_ihdm.arguments import HelpFormatter, positive_int
 from vq_ihdm.baselines.absorbing import AbsorbingDenoiser
 from vq_ihdm.baselines.latent_diffusion import sampling_scheduler
 from vq_ihdm.data.volumes import SliceSettings, volume_slices
@@ -89,7 +89,7 @@ class Row:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--pipeline", type=Path, required=True, help="folder of a VQIHDMPipeline")
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS))

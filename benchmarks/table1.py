@@ -35,7 +35,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from vq_ihdm import load_pipeline
-from vq_ihdm.arguments import positive_float, positive_int
+from vq_ihdm.arguments import HelpFormatter, positive_float, positive_int
 from vq_ihdm.errors import run
 from vq_ihdm.evaluation.evaluator import evaluate_images
 from vq_ihdm.evaluation.pipelines import draw_images, tokenize
@@ -106,7 +106,7 @@ OTHERS = [
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_benchmark_arguments(parser, "table1")
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--budget_minutes", type=positive_float, help="training time of each system")

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from vq_ihdm.arguments import HelpFormatter
 from vq_ihdm.data.rejections import Rejections
 from vq_ihdm.errors import InputError, run
 
@@ -93,7 +94,7 @@ def is_converted(output: Path) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--input_dir", type=Path, required=True, help="folder of the series, searched to any depth")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of the volumes")
     parser.add_argument(

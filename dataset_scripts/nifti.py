@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 from datasets import Features, Value
 from tqdm import tqdm
 
-from vq_ihdm.arguments import length_mm, percentage, position_mm, positive_int
+from vq_ihdm.arguments import HelpFormatter, length_mm, percentage, position_mm, positive_int
 from vq_ihdm.data.building import add_build_arguments, add_people_arguments, build_set, check_build_arguments
 from vq_ihdm.data.covariates import CovariateTable, stratum
 from vq_ihdm.data.rejections import Rejections
@@ -83,7 +83,7 @@ def middle_slices(text: str) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--input_dir", type=Path, required=True, help="folder of the volumes, searched to any depth")
     parser.add_argument("--preset", choices=PRESETS, default="own", help="naming of the files, and terms of the data")
     parser.add_argument("--subject_pattern", help="regular expression whose group is the subject's id in a path")

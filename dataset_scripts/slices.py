@@ -15,7 +15,7 @@ import numpy as np
 from datasets import Features, Value
 from PIL import Image
 
-from vq_ihdm.arguments import length_mm, positive_int
+from vq_ihdm.arguments import HelpFormatter, length_mm, positive_int
 from vq_ihdm.data.building import add_build_arguments, add_people_arguments, build_set, check_build_arguments
 from vq_ihdm.data.covariates import covariate_features, describe_columns, read_covariates, read_table, stratum
 from vq_ihdm.data.pixels import crop_or_pad, encode_png, grey_levels
@@ -28,7 +28,7 @@ REMEDY = "export it again or take its row out"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--input_dir", type=Path, required=True, help="folder of the images")
     parser.add_argument("--table", type=Path, help="CSV or TSV (default: INPUT_DIR/slices.csv)")
     parser.add_argument("--preset", choices=PRESETS, default="own", help="whose terms go into the card")

@@ -9,7 +9,7 @@ import argparse
 
 from datasets import Features
 
-from vq_ihdm.arguments import positive_int
+from vq_ihdm.arguments import HelpFormatter, positive_int
 from vq_ihdm.data.building import add_build_arguments, build_set, check_build_arguments
 from vq_ihdm.data.pixels import encode_png
 from vq_ihdm.data.rejections import Rejections
@@ -19,7 +19,7 @@ from vq_ihdm.errors import InputError, run
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--num_subjects", type=positive_int, default=60)
     parser.add_argument("--slices_per_subject", type=positive_int, default=16)
     add_build_arguments(parser)

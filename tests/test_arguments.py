@@ -41,6 +41,18 @@ def test_what_makes_sense_is_read_and_the_rest_refused(name):
             parse(text)
 
 
+def test_help_tells_the_defaults():
+    parser = argparse.ArgumentParser(formatter_class=arguments.HelpFormatter)
+    parser.add_argument("--steps", type=int, default=0)
+    parser.add_argument("--mirror", action=argparse.BooleanOptionalAction, default=True, help="left and right")
+    parser.add_argument("--sizes", nargs=2, default=[176, 208], help="of images")
+    parser.add_argument("--project", help="by default none")
+    parser.add_argument("--quiet", action="store_true", help="say nothing")
+    lines = [line for line in parser.format_help().splitlines() if "default" in line]
+    told = [line.split("  ")[-1].strip() for line in lines]
+    assert told == ["(default: 0)", "left and right (default: yes)", "of images (default: 176 208)", "by default none"]
+
+
 def test_every_type_has_its_example():
     types = {name for name, value in vars(arguments).items() if callable(value) and name[0].islower()}
     assert set(INSIDE) == set(OUTSIDE) == types

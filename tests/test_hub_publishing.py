@@ -179,9 +179,10 @@ def test_only_what_the_package_writes_is_published(model: Path, tmp_path: Path):
     assert set(files_of(tokenizer)) == {"config.json", "diffusion_pytorch_model.safetensors", "training.json"}
 
 
-def test_a_dry_run_lists_what_would_be_uploaded_and_asks_no_hub(model: Path, template_set: Path):
+def test_a_dry_run_lists_what_would_be_uploaded_and_asks_no_hub(model: Path, template_set: Path, capsys):
     for folder in (model, template_set):
-        lines = run_script(ROOT / "publish.py", folder, "--repo_id", "a/b", "--dry_run").stdout.splitlines()
+        run_script("publish.py", folder, "--repo_id", "a/b", "--dry_run")
+        lines = capsys.readouterr().out.splitlines()
         assert {line.split()[-1] for line in lines} == {*files_of(folder), "README.md", "all"}
         sizes = [float(line.split()[0]) for line in lines]
         assert sizes[-1] == pytest.approx(sum(sizes[:-1]), abs=0.001 * len(sizes))

@@ -1,8 +1,22 @@
-"""Types of command-line flags: what makes no sense is refused where it is typed, by the flag's name."""
+"""Command-line flags: their types, which refuse what makes no sense where it is typed, and how help shows them."""
 
 import argparse
+import copy
 import math
 from collections.abc import Callable
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of a description, and tells each flag's default unless that is nothing or told in words."""
+
+    def _format_action(self, action: argparse.Action) -> str:
+        told, default = action.help or "", action.default
+        is_nothing = default is None or default is False or default in (argparse.SUPPRESS, [])
+        if action.option_strings and not is_nothing and "by default" not in told:
+            action = copy.copy(action)
+            shown = "yes" if default is True else " ".join(map(str, default)) if isinstance(default, list) else default
+            action.help = f"{told} (default: {shown})".strip()
+        return super()._format_action(action)
 
 
 def _number(kind: type, accepts: Callable[[float], bool], description: str) -> Callable[[str], float]:

@@ -96,8 +96,8 @@ def add_prior_arguments(parser: argparse.ArgumentParser) -> None:
     """The blurry prior; `check_prior_arguments` belongs to them."""
     add = parser.add_argument
     add("--prior", choices=["mixture", "slice", "images"], default="mixture")
-    add("--prior_rank", type=positive_int, default=128)
-    add("--prior_components", type=positive_int, default=8)
+    add("--prior_rank", type=positive_int, default=128, help="dimensions of a mixture")
+    add("--prior_components", type=positive_int, default=8, help="Gaussians of a mixture, at most")
     add(
         "--allow_training_image_prior",
         action=argparse.BooleanOptionalAction,
@@ -133,7 +133,9 @@ def parse_args(parser: argparse.ArgumentParser, section: str, argv: list[str] | 
             said before the training than after it.
     """
     parser.add_argument(
-        "--config", help="a preset's name (a file in configs/) or a YAML file; flags override what it says"
+        "--config",
+        help="a preset's name (a file in configs/) or a YAML file; flags override what it says. Without one the sizes "
+        "and steps are the paper's, which are for a GPU",
     )
     argv = sys.argv[1:] if argv is None else argv
     config_parser = argparse.ArgumentParser(add_help=False)  # asks for no other flag: the file may have them
