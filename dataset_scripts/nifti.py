@@ -285,9 +285,16 @@ def main() -> None:
     hold(work)
     volumes = prepare_subjects(subjects, partial(prepare_volume, settings=settings, folder=work), args, rejections)
 
+    keys = [key for found in volumes.values() for _, key in found]
+    if cut := sum(pq.read_table(work / f"{key}.parquet", columns=["is_cut"])[0][0].as_py() for key in keys):
+        print(
+            f"{cut} of {len(keys)} heads reach beyond {'x'.join(map(str, args.image_size))} pixels of "
+            f"{args.voxel_size:g} mm and are cut there: give a larger --image_size, or a larger --voxel_size."
+        )
+
     def rows_of(subject: str):
         for number, (scan, key) in enumerate(volumes[subject]):
-            for row in pq.read_table(work / f"{key}.parquet").to_pylist():
+            for row in pq.read_table(work / f"{key}.parquet", columns=["image", "slice"]).to_pylist():
                 yield {**row, **rows[scan], **({"scan": number} if args.all_scans else {})}
 
     build_set(

@@ -129,3 +129,19 @@ def test_images_a_table_lists(tmp_path: Path):
     rows = ['"I12","s","F","70","MRI","MPR; N3; Scaled","3/02/2008"', '"I13","s","F","71","MRI","FLAIR",""']
     images = CovariateTable(table(tmp_path / "t.csv", header, *rows), r"(\w+)").images
     assert images == {"12": ("I12 MPR; N3; Scaled MRI", "2008-03-02"), "13": ("I13 FLAIR MRI", "")}
+
+
+def test_the_sessions_of_a_bids_tree_have_their_own_ages(tmp_path: Path):
+    people = table(tmp_path / "participants.tsv", "participant_id\tAge\tsex", "sub-01\t60\tF", "sub-02\t70\tM")
+    (tmp_path / "sub-01").mkdir()
+    sessions = tmp_path / "sub-01" / "sub-01_sessions.tsv"
+    table(sessions, "session_id\tage\tdiagnosis", "ses-M00\t61.5\tCN", "ses-M12\t\tMCI")
+    study = CovariateTable(people, r"sub-(\w+)")
+    assert study.lookup("01", session="M00") == {"age": 61.5, "sex": "F", "diagnosis": "CN"}
+    assert study.lookup("01", session="M12") == {"age": 60, "sex": "F", "diagnosis": "MCI"}  # of the participant
+    assert study.lookup("02", session="M00") == {"age": 70, "sex": "M", "diagnosis": None}
+    with pytest.raises(InputError, match="has no row of session M24"):
+        study.lookup("01", session="M24")
+    table(sessions, "session_id\tage", "ses-M00\t61", "ses-M12\told")
+    with pytest.raises(InputError, match="sub-01_sessions.tsv: column 'age' of the table holds 'old' in line 3"):
+        CovariateTable(people, r"sub-(\w+)")

@@ -216,6 +216,13 @@ def test_bad_inputs_are_left_out_and_counted(bids: Path, tmp_path: Path, capsys:
     assert "13 inputs left out (2 unusable, 11 not chosen)" in capsys.readouterr().out
 
 
+def test_heads_that_are_cut_are_told(bids: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    build(bids, tmp_path / "whole")
+    assert "are cut there" not in capsys.readouterr().out
+    build(bids, tmp_path / "cut", "--image_size", 16)
+    assert "10 of 10 heads reach beyond 16x16 pixels of 2 mm and are cut there" in capsys.readouterr().out
+
+
 def test_strict_stops_and_leaves_no_set(bids: Path, tmp_path: Path):
     scan = bids / "sub-03" / "anat" / "sub-03_T1w.nii.gz"
     scan.write_bytes(scan.read_bytes()[:500])

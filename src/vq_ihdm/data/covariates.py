@@ -91,6 +91,36 @@ def read_table(path: Path) -> pd.DataFrame:
     return table.mask(table.isin(MISSING)).dropna(how="all")
 
 
+def read_study(path: Path) -> pd.DataFrame:
+    """`read_table`; of a BIDS tree's participants.tsv with a row for each session that `sub-*_sessions.tsv` tell of.
+
+    What the sessions' files leave out is the participant's.
+
+    Raises:
+        InputError: a file is no table, or holds a value that cannot be understood.
+    """
+    table = read_table(path)
+    files = sorted(path.parent.glob("sub-*/sub-*_sessions.tsv")) if path.name == "participants.tsv" else []
+    subject = find_column(table, SUBJECT)
+    if not files or subject is None:
+        return table
+    named = {column.lower(): column for column in table.columns}
+    sessions = []
+    for file in files:
+        rows = read_table(file)
+        try:
+            read_covariates(rows)  # here, where the lines are those of the file
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from error
+        rows = rows.rename(columns={column: named.get(column.lower(), column) for column in rows.columns})
+        sessions.append(rows.assign(**{subject: file.parent.name}))
+    study = table.merge(pd.concat(sessions), on=subject, how="outer", suffixes=(" of the participant", ""))
+    for column in table.columns:
+        if (of_participant := f"{column} of the participant") in study:
+            study[column] = study[column].fillna(study.pop(of_participant))
+    return study
+
+
 def find_column(table: pd.DataFrame, names: tuple[str, ...]) -> str | None:
     """The column of `table` that has the first of `names` it knows, in upper or lower case."""
     columns = {column.strip().lower(): column for column in table.columns}
@@ -172,7 +202,7 @@ class CovariateTable:
     """A table of subjects, of their visits or of their images, to look scans up in.
 
     Args:
-        path: CSV or TSV file with a column of subject ids.
+        path: CSV or TSV file with a column of subject ids, as `read_study` takes it.
         subject_pattern: regular expression; where it matches an id of the table, its group is the id.
 
     Raises:
@@ -180,7 +210,7 @@ class CovariateTable:
     """
 
     def __init__(self, path: Path, subject_pattern: str) -> None:
-        table = read_table(path)
+        table = read_study(path)
         column = find_column(table, SUBJECT)
         if column is None:
             raise InputError(f"the table {path} has no column of subjects; name one of them participant_id.")

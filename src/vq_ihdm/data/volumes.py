@@ -24,6 +24,7 @@ from .pixels import encode_png
 from .preprocessing import correct_bias, strip_skull
 
 FOREGROUND = 0.1  # of the intensity window: above the noise of air, below tissue
+EDGE_SHARE = 0.01  # of the pixels on the edges of a head's slices; more are not noise but the head
 SURVEY_MM = 2.0  # fine enough to find the head
 REMEDY = "download or convert it again"
 
@@ -32,6 +33,7 @@ MAX_VOXELS = 2**27  # 0.5 mm over 256 mm each way
 MAX_EXTENT_MM = 600.0  # of the box around a volume, along the world's axes
 MAX_DISTANCE_MM = 10_000.0  # of the first voxel from the world's origin
 FEWEST_LEVELS = 16  # of a scan, which has hundreds
+COLUMNS = ("image", "slice", "is_cut")  # of a finished volume
 MAX_INTENSITY = 1e30  # sums and differences stay within float32
 
 
@@ -171,6 +173,12 @@ def slice_positions(image: nib.Nifti1Image, zero: float, settings: SliceSettings
     return bottom + (first + np.arange(settings.middle)) * settings.voxel_size
 
 
+def is_cut(slices: np.ndarray) -> bool:
+    """Whether a head reaches beyond its slices (N, H, W): there is tissue on their edges, not merely noise."""
+    edges = np.concatenate([slices[:, [0, -1]].reshape(-1), slices[:, :, [0, -1]].reshape(-1)])
+    return bool((edges > FOREGROUND).mean() > EDGE_SHARE)
+
+
 def volume_slices(path: Path, settings: SliceSettings) -> np.ndarray:
     """Axial slices of the volume at `path`, from inferior to superior.
 
@@ -230,6 +238,8 @@ def axial_slices(image: nib.spatialimages.SpatialImage, settings: SliceSettings)
 def prepare_volume(path: Path, settings: SliceSettings, folder: Path) -> tuple[str, str]:
     """Write the slices of a volume to a parquet file in `folder`, unless an earlier run has.
 
+    Its columns are `COLUMNS`; `is_cut` is the same for all slices.
+
     Returns:
         (key, ""): the file's stem, a hash of the settings, the volume's path and its content; or ("", message) when
         the volume cannot be used: a value, not an exception, so that a pool of workers goes on.
@@ -237,7 +247,7 @@ def prepare_volume(path: Path, settings: SliceSettings, folder: Path) -> tuple[s
     try:
         with naming(path, REMEDY):
             image = open_volume(path)
-            digest = hashlib.sha256(json.dumps([asdict(settings), str(path)]).encode())
+            digest = hashlib.sha256(json.dumps([asdict(settings), str(path), COLUMNS]).encode())
             for file in files_of(image):
                 with open(file, "rb") as stream:
                     while chunk := stream.read(2**20):
@@ -245,10 +255,12 @@ def prepare_volume(path: Path, settings: SliceSettings, folder: Path) -> tuple[s
             finished = folder / f"{digest.hexdigest()}.parquet"
             if finished.exists():
                 return finished.stem, ""
-            images = [encode_png(slice, settings.bit_depth) for slice in axial_slices(image, settings)]
+            slices = axial_slices(image, settings)
+            images = [encode_png(slice, settings.bit_depth) for slice in slices]
     except InputError as error:
         return "", str(error)
     # Outside the boundary: a full disk is no fault of the volume.
     with replacing(finished) as temporary:
-        pq.write_table(pa.table({"image": images, "slice": range(len(images))}), temporary)
+        columns = (images, range(len(images)), [is_cut(slices)] * len(images))
+        pq.write_table(pa.table(dict(zip(COLUMNS, columns, strict=True))), temporary)
     return finished.stem, ""
