@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from vq_ihdm.arguments import HelpFormatter
 from vq_ihdm.data.rejections import Rejections
+from vq_ihdm.data.scans import walk
 from vq_ihdm.errors import InputError, run
 
 UNFINISHED = ".converting-"  # begins the name of the folder that a series' volumes are made in
@@ -32,7 +33,7 @@ def is_dicom(path: Path) -> bool:
 
     Not the table of contents of a CD, which says so too.
     """
-    if path.name == "DICOMDIR" or path.name.startswith("."):
+    if path.name == "DICOMDIR":
         return False
     if path.suffix.lower() in (".dcm", ".ima"):
         return True
@@ -44,11 +45,8 @@ def is_dicom(path: Path) -> bool:
 
 def series_folders(folder: Path) -> list[Path]:
     """The folders below `folder` that hold DICOM files themselves, in order."""
-    places = []
-    for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if name != "__MACOSX" and not name.startswith(".")]
-        if any(is_dicom(Path(place, name)) for name in files):
-            places.append(Path(place))
+    found = walk(folder, passed_over=["__macosx"])
+    places = [place for place, files in found if any(is_dicom(place / name) for name in files)]
     if not places:
         raise InputError(f"no DICOM file was found in {folder}; check --input_dir.")
     return sorted(places)

@@ -1,12 +1,13 @@
 """DICOM series become the volumes they were, where their folders say whose they are."""
 
+import runpy
 import shutil
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import left_out, run_script
+from conftest import ROOT, left_out, run_script
 from killing import child, reap
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
@@ -103,3 +104,12 @@ def test_no_dicom(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(SystemExit, match="no DICOM file"):
         convert(tmp_path, tmp_path / "out")
+
+
+def test_series_behind_links_are_found_once(tmp_path: Path):
+    write_series(tmp_path / "elsewhere" / "t1", volume((8, 8, 4)))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "sub-01").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "again").symlink_to(tmp_path / "elsewhere")
+    script = runpy.run_path(str(ROOT / "dataset_scripts/dicom.py"))
+    assert script["series_folders"](tmp_path / "in") == [tmp_path / "in" / "sub-01" / "t1"]

@@ -271,9 +271,7 @@ class TokenPipeline(SlicePipeline):
             raise ValueError("this model knows no covariates to be guided by; leave guidance_scale out")
 
     @staticmethod
-    def guided(
-        predict: Callable[..., Any], covariates: torch.Tensor, guidance_scale: float
-    ) -> torch.Tensor:
+    def guided(predict: Callable[..., Any], covariates: torch.Tensor, guidance_scale: float) -> torch.Tensor:
         """Logits `guidance_scale` times as far from those without covariates as those with them (B, C) are.
 
         Args:

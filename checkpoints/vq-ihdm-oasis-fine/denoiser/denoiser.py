@@ -76,10 +76,10 @@ class Covariate:
         return number
 
     def decode(self, number: float) -> str | float | None:
-        """Inverse of `encode`."""
+        """Inverse of `encode`, to the six digits that a table in float32 has."""
         if math.isnan(number):
             return None
-        return self.categories[int(number)] if self.kind == "category" else number
+        return self.categories[int(number)] if self.kind == "category" else float(f"{number:.6g}")
 
     def features(self, values: torch.Tensor) -> torch.Tensor:
         """(N,) numbers -> (N, num_features): standardised, cosines of a level, or one-hot; NaN stays NaN."""

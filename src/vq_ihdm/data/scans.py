@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -36,29 +36,37 @@ class Scan:
     image_id: str  # number in the ADNI archive
 
 
-def volume_names(folder: Path, onerror: Callable[[OSError], None] | None = None) -> list[str]:
-    """Paths of the volumes below `folder`, sorted.
+def walk(
+    folder: Path, passed_over: Collection[str] = (), onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder from `folder` down, with the names of its files that are not hidden.
 
-    Hidden folders, `derivatives` and `sourcedata` are not searched. Links are followed, but no folder is searched
-    twice: a link may lead to one of its own parents.
+    Hidden folders are not searched. Links are followed, but no folder is searched twice: a link may lead to one of its
+    own parents.
 
     Args:
+        passed_over: names, in lower case, of further folders that are not searched.
         onerror: called, as by `os.walk`, for each folder that cannot be read; its error has the path as `filename`.
     """
-    names, searched = [], set()
+    searched = set()
     for place, folders, files in os.walk(folder, onerror=onerror, followlinks=True):
         status = os.stat(place)
         if (status.st_dev, status.st_ino) in searched:
             folders.clear()
             continue
         searched.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if name.lower() not in NOT_RAW and not name.startswith("."))
-        names += [
-            (Path(place) / name).relative_to(folder).as_posix()
-            for name in files
-            if name.lower().endswith(VOLUME_SUFFIXES) and not name.startswith(".")
-        ]
-    return sorted(names)
+        folders[:] = sorted(name for name in folders if name.lower() not in passed_over and not name.startswith("."))
+        yield Path(place), [name for name in files if not name.startswith(".")]
+
+
+def volume_names(folder: Path, onerror: Callable[[OSError], None] | None = None) -> list[str]:
+    """Paths of the volumes below `folder`, sorted, but for those in `derivatives` and `sourcedata`; see `walk`."""
+    return sorted(
+        (place / name).relative_to(folder).as_posix()
+        for place, files in walk(folder, NOT_RAW, onerror)
+        for name in files
+        if name.lower().endswith(VOLUME_SUFFIXES)
+    )
 
 
 def iso_date(name: str) -> str:
