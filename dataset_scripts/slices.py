@@ -17,7 +17,7 @@ from PIL import Image
 
 from vq_ihdm.arguments import HelpFormatter, length_mm, positive_int
 from vq_ihdm.data.building import add_build_arguments, add_people_arguments, build_set, check_build_arguments
-from vq_ihdm.data.covariates import covariate_features, describe_columns, read_covariates, read_table, stratum
+from vq_ihdm.data.covariates import column_types, describe_columns, read_covariates, read_table, stratum
 from vq_ihdm.data.pixels import crop_or_pad, encode_png, grey_levels
 from vq_ihdm.data.rejections import Rejections
 from vq_ihdm.data.sources import OASIS1, OWN, with_licence
@@ -139,7 +139,7 @@ def main() -> None:
         source=source,
         strata={subject: stratum(rows[0]) for subject, rows in subjects.items()},
         rows_of=rows_of,
-        covariates=Features({**{name: Value("int32") for name in scan}, **covariate_features(covariates)}),
+        covariates=Features({**{name: Value("int32") for name in scan}, **column_types(covariates)}),
         spacing_mm=args.spacing_mm,
         settings={"source images": f"{width}x{height} pixels, cropped or padded about the centre"},
         rejections=rejections,

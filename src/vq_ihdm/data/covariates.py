@@ -178,7 +178,7 @@ def describe_columns(path: Path, table: pd.DataFrame, others: Sequence[str]) -> 
     )
 
 
-def covariate_features(covariates: pd.DataFrame) -> Features:
+def column_types(covariates: pd.DataFrame) -> Features:
     """Types of the columns of `read_covariates`."""
     types = {"age": Value("float32"), "sex": ClassLabel(names=["F", "M"]), "cdr": ClassLabel(names=CDR)}
     if "diagnosis" in covariates:
@@ -218,7 +218,7 @@ class CovariateTable:
         self.names = table[column].fillna("")  # as written: may hold the visit, too
         self.subjects = self.names.str.extract(subject_pattern, expand=False).fillna(self.names)
         self.covariates = read_covariates(table)
-        self.features = covariate_features(self.covariates)
+        self.features = column_types(self.covariates)
         self.image_ids = self._text(table, IMAGE_ID).str.upper().str.removeprefix("I")
         self.sessions = self._text(table, SESSION).str.removeprefix("ses-")
         self.dates = pd.to_datetime(self._text(table, DATE), errors="coerce", format="mixed")

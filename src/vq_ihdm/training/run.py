@@ -141,7 +141,7 @@ class TrainingRun:
         """
         self.step += 1
         figures = {name: torch.as_tensor(value).item() for name, value in values.items()}
-        check_finite(figures, self.step)
+        stop_if_diverged(figures, self.step)
         self.accelerator.log({f"train/{name}": figure for name, figure in figures.items()}, step=self.step)
         self.progress.update()
         self.progress.set_postfix({name: f"{figure:.3g}" for name, figure in figures.items() if name != "lr"})
@@ -169,7 +169,7 @@ class TrainingRun:
         Raises:
             InputError: a measure is NaN or infinite; the last checkpoint stays as it is.
         """
-        check_finite(metrics, self.step)
+        stop_if_diverged(metrics, self.step)
         self.progress.write(f"step {self.step}: " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
         self.accelerator.log({f"validation/{key}": value for key, value in metrics.items()}, step=self.step)
         for key, picture in pictures.items():
@@ -259,7 +259,7 @@ def _as_it_is(batch: torch.Tensor) -> torch.Tensor:
     return batch  # `SliceTensors` gives whole batches
 
 
-def check_finite(figures: dict[str, float], step: int) -> None:
+def stop_if_diverged(figures: dict[str, float], step: int) -> None:
     """Stop before a checkpoint is overwritten by a run that has diverged.
 
     Raises:
