@@ -21,7 +21,7 @@ from vq_ihdm.files import hold
 from vq_ihdm.training.config import parse_args
 from vq_ihdm.training.ema import EMA
 from vq_ihdm.training.preparation import TimedAccelerator
-from vq_ihdm.training.run import TrainingRun, check_finite
+from vq_ihdm.training.run import TrainingRun, stop_if_diverged
 from vq_ihdm.training.state import load_state
 
 
@@ -158,9 +158,9 @@ def test_what_somebody_removed_from_a_complete_run_comes_back(whole, tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_diverged_loss_stops_the_run(value):
-    check_finite({"l1": 0.5}, 3)
+    stop_if_diverged({"l1": 0.5}, 3)
     with pytest.raises(InputError, match="l1 became .* at step 3.*last checkpoint is intact"):
-        check_finite({"gan": 1.0, "l1": value}, 3)
+        stop_if_diverged({"gan": 1.0, "l1": value}, 3)
 
 
 def test_a_measure_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
