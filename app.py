@@ -213,6 +213,7 @@ def save_nifti(images: list[Image.Image], spacing_mm: list[float], file: Path) -
     affine[:2, 3] = -horizontal * (sections.shape[0] - 1) / 2, -vertical * (sections.shape[1] - 1) / 2
     volume = nib.Nifti1Image(np.ascontiguousarray(sections), affine)
     volume.header["descrip"] = DESCRIPTION
+    volume.header.set_xyzt_units("mm")
     nib.save(volume, file)
 
 

@@ -47,7 +47,7 @@ from vq_ihdm.baselines.pixel_ihdm import InverseHeatScheduler, create_unet, inve
 from vq_ihdm.baselines.stacks import FACTOR, LatentDecoder
 from vq_ihdm.baselines.vaegan import VAEGAN
 from vq_ihdm.baselines.wgan import WGAN
-from vq_ihdm.data.conditioning import covariate_table, find_vocabulary, slice_subjects, withhold
+from vq_ihdm.data.conditioning import covariate_table, describe_vocabulary, find_vocabulary, slice_subjects, withhold
 from vq_ihdm.data.images import SliceTensors, check_image_size
 from vq_ihdm.data.slices import mirror_at_random, spread_indices, spread_slices
 from vq_ihdm.data.tokens import draw_views, load_tokens
@@ -182,6 +182,7 @@ def train_absorbing(
     source = args.dataset_name or args.train_data_dir
     vqvae, train_codes, held_out_codes = load_tokens(args.vqvae, splits, source, args.random_flip, accelerator)
     known_covariates = find_vocabulary(splits["train"], args.covariates, source)
+    accelerator.print(describe_vocabulary(known_covariates, splits["train"]))
     args.covariates = [covariate.name for covariate in known_covariates]
     covariates, held_out_covariates = (covariate_table(known_covariates, splits[s]) for s in ("train", "validation"))
     config = AbsorbingDenoiserConfig(

@@ -70,7 +70,9 @@ class System:
 
 
 SYSTEMS = [
-    System("vq_ihdm", "VQ-IHDM, 1 step", None, tokens=True, table_2_steps=(1,)),
+    System(
+        "vq_ihdm", "VQ-IHDM, 1 step", None, True, {"num_inference_steps": 1, "temperature": 1.0}, table_2_steps=(1,)
+    ),
     System("vq_ihdm_published", "Discrete VQ-IHDM as published, 1 step", (38.57, 0.036, 1.84), tokens=True),
     System(
         "absorbing",

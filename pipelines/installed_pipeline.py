@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from ..weights import load_component
 from .saving import carry_over, upload
@@ -49,9 +50,9 @@ class InstalledPipeline(StandalonePipeline):
                 which changes nothing.
 
         Raises:
-            ValueError: a component cannot be read, is incomplete or not finite, or does not belong to the others;
-                `use_safetensors` is False, `torch_dtype` names no type or no component, or no network has the
-                `variant`.
+            ValueError: there is no such folder or repository, or it holds no pipeline; a component cannot be read, is
+                incomplete or not finite, or does not belong to the others; `use_safetensors` is False, `torch_dtype`
+                names no type or no component, or no network has the `variant`.
             TypeError: another keyword.
         """
         dtypes = cls.dtypes_by_name(kwargs.pop("dtype", torch_dtype))
@@ -64,7 +65,16 @@ class InstalledPipeline(StandalonePipeline):
             raise ValueError("weights are read from safetensors alone; leave out use_safetensors=False")
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
-            folder = Path(snapshot_download(str(pretrained_model_name_or_path), ignore_patterns=PICKLES, **hub))
+            try:
+                folder = Path(snapshot_download(str(pretrained_model_name_or_path), ignore_patterns=PICKLES, **hub))
+            except (HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError) as error:
+                reason = str(error).splitlines()[0]
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} is no folder and no repository ({reason})"
+                ) from error
+        folder = folder.resolve()  # a component that is missing must not be looked for on the Hub by a relative path
+        if not (folder / "model_index.json").is_file():
+            raise ValueError(f"{pretrained_model_name_or_path} holds no pipeline: it has no model_index.json")
         has_variant = {name for name in cls.COMPONENTS if any((folder / name).glob(f"*.{variant}*.safetensors"))}
         if variant is not None and not has_variant:
             raise ValueError(f"{pretrained_model_name_or_path} holds no weights of the variant {variant}")
@@ -79,7 +89,7 @@ class InstalledPipeline(StandalonePipeline):
             components[name] = load_component(component, folder / name, **options)
         pipeline = cls(**components)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
-        pipeline.loaded_from = folder.resolve()
+        pipeline.loaded_from = folder
         return pipeline
 
     @classmethod

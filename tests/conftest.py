@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Before anything of Hugging Face is imported: the user's caches are neither read nor written.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="vq_ihdm_tests_")
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"  # servers of the tests are asked directly
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny tensors: more threads only get in each other's way
 sys.path.insert(0, str(ROOT))  # the scripts are modules at the top of the repository
 
@@ -92,8 +93,7 @@ def run_script(script: str, *arguments: object, folder: Path = ROOT) -> None:
         os.chdir(before)
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
+        forget_accelerator()
 
 
 def refusal(run: Callable[..., object], *arguments: object, **keywords: object) -> str:
@@ -187,6 +187,18 @@ def left_out(folder: Path) -> list[dict[str, str]]:
 def same_draws():
     """A test draws the same numbers whatever ran before it, so that one which fails fails again."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_accelerator_from_before():
+    """Whatever precision or device a test asks for, an accelerator of an earlier one has no say in it."""
+    yield
+    forget_accelerator()
+
+
+def forget_accelerator() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 @pytest.fixture(scope="session")

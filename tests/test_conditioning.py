@@ -78,7 +78,7 @@ def test_missing_values_and_unknown_categories_are_not_given():
     [
         (["weight"], "here has no covariate weight; it has slice_level, age, sex, cdr, centre"),
         (["image"], "no covariate image"),
-        (["centre"], "centre does not vary in here .* --covariates"),
+        (["centre"], "nothing to learn from centre in here: .* --covariates"),
     ],
 )
 def test_columns_of_which_nothing_can_be_learnt(names, sentence):
@@ -230,6 +230,31 @@ def people_set(tmp_path_factory):
     people(2 * MIN_SUBJECTS + 2).to_parquet(folder / "data" / "train-00000-of-00001.parquet")
     people(4, first=90).to_parquet(folder / "data" / "validation-00000-of-00001.parquet")
     return folder
+
+
+def test_the_prior_is_fitted_to_slices_beside_their_own_covariates(
+    people_set, tiny_preset, vqgan_run, tmp_path, monkeypatch
+):
+    """Both views of a slice have its covariates and its person."""
+    seen = {}
+
+    def recorded(states, *arguments, **keywords):
+        seen.update(keywords, states=states)
+        return fit_prior(states, *arguments, **keywords)
+
+    monkeypatch.setattr("vq_ihdm.fit_prior.fit_prior", recorded)
+    run_script(
+        "train_ihdm.py", "--config", tiny_preset, "--dataset_name", people_set, "--vqvae", vqgan_run / "best",
+        "--max_train_steps", 1, "--output_dir", tmp_path / "run",
+    )  # fmt: skip
+    train = people(2 * MIN_SUBJECTS + 2)
+    table = covariate_table(seen["known_covariates"], train)
+    assert len(seen["states"]) == len(seen["subjects"]) == len(seen["covariates"]) == 2 * len(train)
+    for view in (0, 1):
+        torch.testing.assert_close(seen["covariates"][view::2], table, equal_nan=True)
+        by_slice = dict(zip(train["subject"], seen["subjects"][view::2].tolist(), strict=True))
+        assert [by_slice[subject] for subject in train["subject"]] == seen["subjects"][view::2].tolist()
+    assert len(np.unique(seen["subjects"])) == 2 * MIN_SUBJECTS + 2
 
 
 def test_both_systems_learn_what_the_set_has(people_set, tiny_preset, vqgan_run, tmp_path):

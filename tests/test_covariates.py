@@ -42,6 +42,7 @@ def test_a_value_for_all_or_one_for_each_and_back():
         (KNOWN, {"sex": "X"}, "sex is one of F, M, not X"),
         (KNOWN, {"cdr": 3}, "cdr is one of 0, 0.5, 1, not 3"),
         (KNOWN, {"age": "old"}, "age is a number, not 'old'"),
+        (KNOWN, "age=70", "covariates are given by name"),
         (KNOWN, {"age": 87}, "age was 20 to 80 in the training set; 87 is outside of that by more than 6"),
         (KNOWN, {"age": math.nan}, "nan is outside"),
         (KNOWN, {"slice_level": [0.5, 0.1]}, "slice_level was 0.2 to 0.8"),

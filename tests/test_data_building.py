@@ -105,6 +105,13 @@ def test_split_is_in_proportion_in_every_stratum(seed: int):
             assert abs(sum(split[s] == name for s in members) - share * len(members)) <= slack
 
 
+def test_a_set_that_nothing_can_be_evaluated_by_is_told(slices: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    build(slices, tmp_path / "few", "--split", 0.8, 0.15, 0.05)
+    assert "cannot be evaluated: test has" in capsys.readouterr().out
+    build(slices, tmp_path / "enough", "--split", 0.4, 0.2, 0.4)
+    assert "cannot be evaluated" not in capsys.readouterr().out
+
+
 def test_no_share_no_split(slices: Path, tmp_path: Path):
     assert list(build(slices, tmp_path / "set", "--split", 0.8, 0.2, 0)) == ["train", "validation"]
 

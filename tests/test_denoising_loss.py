@@ -22,7 +22,7 @@ class Recorder(torch.nn.Module):
         self.logits[:, 0, 0] = 0
 
     def forward(self, sample, sigma, known, covariates):
-        self.sample, self.sigma, self.known = sample, sigma, known
+        self.sample, self.sigma, self.known, self.covariates = sample, sigma, known, covariates
         return type("Output", (), {"logits": self.logits})
 
 
@@ -39,6 +39,12 @@ def test_every_position_counts_where_nothing_is_revealed(z_0):
     assert not network.known.any()
     assert (network.sigma == 2).all()
     torch.testing.assert_close(network.sample, blur(embed_codes(z_0), torch.full((4,), 2.0)))
+
+
+def test_the_network_is_told_the_covariates(z_0):
+    network, table = Recorder(z_0), torch.tensor([[20.0], [30.0], [torch.nan], [50.0]])
+    denoising_loss(network, SCHEDULER, tiny_denoiser().embed_codes, z_0, 0.5, table)
+    assert network.covariates is table
 
 
 def test_revealed_positions_are_sharp_and_do_not_count(z_0):

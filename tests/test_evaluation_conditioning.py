@@ -1,22 +1,17 @@
 """Control, utility and fidelity by group, on features whose dependence on the covariates is known."""
 
-from dataclasses import asdict
-
 import numpy as np
 import pytest
-import torch
-from conftest import HEIGHT, NUM_CODES, WIDTH, tiny_denoiser, tiny_vq_model
+from conftest import tiny_conditional
 from evaluation_helpers import TinyExtractor, as_split, people
 
-from vq_ihdm import HeatDissipationScheduler, VQIHDMPipeline
-from vq_ihdm.covariates import Covariate
+from vq_ihdm.covariates import Covariate, encode_covariates
 from vq_ihdm.evaluation.conditioning import Labelled, conditioning_figures, groups_of
 from vq_ihdm.evaluation.evaluator import EvaluationSet
 from vq_ihdm.evaluation.features import FeatureNetwork
 from vq_ihdm.evaluation.image_sets import ImageSet
-from vq_ihdm.evaluation.pipelines import evaluate_pipeline
+from vq_ihdm.evaluation.pipelines import draw_images, evaluate_pipeline
 from vq_ihdm.evaluation.report import KINDS
-from vq_ihdm.fit_prior import fit_prior
 
 AGE = Covariate("age", "continuous", 20, 80, 50, 17)
 SEX = Covariate("sex", "category", categories=("F", "M"))
@@ -140,16 +135,7 @@ def report(tmp_path_factory):
     """Of a pipeline that knows age and sex and has learned nothing."""
     training, held_out = with_covariates(20, seed=1), with_covariates(12, seed=2)
     network = FeatureNetwork(TinyExtractor(), cache=tmp_path_factory.mktemp("cache"))
-    denoiser = tiny_denoiser(covariates=[asdict(covariate) for covariate in KNOWN])
-    codes = torch.randint(NUM_CODES, (80, HEIGHT, WIDTH), generator=torch.Generator().manual_seed(0))
-    table = torch.stack([torch.linspace(20, 80, 80), (torch.arange(80) % 2).float()], dim=1)
-    prior = fit_prior(
-        codes, 2.0, rank=6, num_components=2, embed=denoiser.embed_codes, known_covariates=KNOWN, covariates=table
-    )
-    scheduler = HeatDissipationScheduler(num_train_timesteps=20, sigma_max=2.0, delta=0.1)
-    pipeline = VQIHDMPipeline(tiny_vq_model(), denoiser, prior, scheduler)
-    pipeline.set_progress_bar_config(disable=True)
-    return evaluate_pipeline(pipeline, EvaluationSet(training, held_out, [network]), num_images=80)
+    return evaluate_pipeline(tiny_conditional(KNOWN), EvaluationSet(training, held_out, [network]), num_images=80)
 
 
 def test_a_pipeline_that_knows_covariates_is_asked_for_those_of_training_images(report):
@@ -162,6 +148,30 @@ def test_a_pipeline_that_knows_covariates_is_asked_for_those_of_training_images(
     assert ages.generated.num_images == 80 - 16 and ages.floor.num_images == 48 - 12
     decoded = report.figure("decoded_synthetic_error", "age")
     assert decoded.generated.num_images == decoded.ceiling.num_images == 48 - 12
+
+
+def test_images_are_judged_by_what_they_were_asked_to_be(tmp_path, monkeypatch):
+    asked, judged = [], {}
+
+    def drawn(pipe, num_images, seed, batch_size, **keywords):
+        asked.append(keywords["covariates"])
+        return draw_images(pipe, num_images, seed, batch_size, **keywords)
+
+    def figures(known, training, held_out, generated, decoded=None):
+        judged.update(generated=generated, decoded=decoded)
+        return conditioning_figures(known, training, held_out, generated, decoded)
+
+    monkeypatch.setattr("vq_ihdm.evaluation.pipelines.draw_images", drawn)
+    monkeypatch.setattr("vq_ihdm.evaluation.pipelines.conditioning_figures", figures)
+    network = FeatureNetwork(TinyExtractor(), cache=tmp_path)
+    reference = EvaluationSet(with_covariates(20, seed=1), with_covariates(12, seed=2), [network])
+    evaluate_pipeline(tiny_conditional(KNOWN), reference, num_images=40)
+    told = encode_covariates(KNOWN, asked[0], 40)
+    np.testing.assert_allclose(judged["generated"].table, told)
+    for decoded in judged["decoded"]:  # in place of training people, and held-out people
+        np.testing.assert_array_equal(decoded.table[:, 1], decoded.groups % 2)
+        ages = np.where(decoded.groups % 5 == 0, np.nan, 20 + 3.0 * decoded.groups)
+        np.testing.assert_allclose(decoded.table[:, 0], ages)
 
 
 def test_the_report_has_a_heading_for_covariates(report):

@@ -38,6 +38,13 @@ def test_the_card_of_images_says_how_one_is_drawn_again(generate, asked_folder):
         assert abs(np.asarray(image, int) - np.asarray(row["image"], int)).max() <= 1
 
 
+def test_guidance_changes_the_images_and_is_told(generate, asked_folder, tmp_path):
+    ask = ("--num_images", 2, "--covariates", "age=75", "--guidance_scale")
+    plain, guided = (generate(*ask, scale, pipeline=asked_folder, output_dir=tmp_path / str(scale)) for scale in (1, 5))
+    assert (plain / "000000.png").read_bytes() != (guided / "000000.png").read_bytes()
+    assert '"guidance_scale": 5' in (guided / "manifest.json").read_text()
+
+
 def test_what_is_not_asked_for_is_drawn_as_in_the_population_and_told(generate, asked_folder):
     folder = generate("--num_images", 8, "--covariates", "age=75", "sex=population", pipeline=asked_folder)
     rows = list(csv.DictReader((folder / "metadata.csv").open()))

@@ -409,6 +409,7 @@ def test_a_training_publishes_its_result(
         "--norm_num_groups", 4, "--block_out_channels", 8, 8, 8, "--layers_per_block", 1,
         "--latent_channels", 4, "--vq_embed_dim", 4,
         "--num_vq_embeddings", 32, "--train_batch_size", 4, "--num_validation_images", 4, *publishing,
+        "--no-hub_private_repo",
     ]  # fmt: skip
     ihdm = [
         *shared, "--output_dir", tmp_path / "ihdm", "--vqvae", "tester/tokenizer", "--hidden_size", 16,
@@ -417,6 +418,8 @@ def test_a_training_publishes_its_result(
     ]  # fmt: skip
     for script, arguments in (("train_vqgan.py", vqgan), ("train_ihdm.py", ihdm)):
         author.run(RUN_SCRIPT.format([script, *map(str, arguments)], script))
+    assert hub.repositories["model", "tester/trained"].private  # unless asked otherwise
+    assert not hub.repositories["model", "tester/tokenizer"].private
     files = hub.repositories["model", "tester/trained"].files
     record_ = json.loads(files["training.json"])
     assert [stage["script"] for stage in record_["stages"]] == ["train_vqgan.py", "train_ihdm.py"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -200,6 +201,27 @@ def test_encode_and_decode_fit_together(pipeline):
     latents = pipeline.vqvae.encode(images).latents
     expected = pipeline.vqvae.decode(latents).sample  # quantises on its way, as in training
     torch.testing.assert_close(pipeline.decode_codes(codes), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_no_generator_is_told(pipeline):
+    with pytest.raises(ValueError, match=r"torch\.Generator\(\)\.manual_seed\(0\), not the number"):
+        pipeline(1, generator=0)
+
+
+def test_a_folder_that_lacks_a_component_asks_no_hub(pipeline_folder, tmp_path, monkeypatch):
+    """A relative path to what is missing could be the name of somebody's repository."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(pipeline_folder, tmp_path / "model")
+    shutil.rmtree(tmp_path / "model" / "vqvae")
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "model" / "vqvae"))):
+        VQIHDMPipeline.from_pretrained("model")
+    (tmp_path / "empty").mkdir()
+    for name, reason in (
+        ("empty", "it has no model_index.json"),
+        (str(tmp_path / "typo"), "no folder and no repository"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            VQIHDMPipeline.from_pretrained(name)
 
 
 def test_decoded_images_are_encoded_wherever_the_decoder_ended(pipeline):

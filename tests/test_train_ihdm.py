@@ -14,6 +14,7 @@ from states import assert_same_weights, differences, final_state
 
 import train_ihdm
 from vq_ihdm import VQIHDMPipeline
+from vq_ihdm.denoising_loss import denoising_loss
 from vq_ihdm.errors import InputError
 from vq_ihdm.hub.checks import failed_checks
 from vq_ihdm.hub.record import read_record
@@ -89,6 +90,25 @@ def test_a_denoiser_keeps_the_standardisation_it_learnt_by(ihdm_run, tmp_path):
 def test_a_denoiser_in_half_precision_learns_on_in_whole(ihdm_run, tmp_path):
     train_ihdm.load_denoiser(str(ihdm_run / "best")).half().save_pretrained(tmp_path)
     assert train_ihdm.load_denoiser(str(tmp_path)).dtype == torch.float32
+
+
+def test_flags_reach_what_they_are_about(ihdm, monkeypatch):
+    shares = []
+
+    def recorded(denoiser, scheduler, embed_codes, z_0, reveal_probability, covariates=None):
+        shares.append((torch.is_grad_enabled(), reveal_probability))
+        return denoising_loss(denoiser, scheduler, embed_codes, z_0, reveal_probability, covariates)
+
+    monkeypatch.setattr("vq_ihdm.denoising_loss.denoising_loss", recorded)
+    folder = ihdm(
+        "--reveal_probability", 0.25, "--temperature", 0.7, "--top_p", 0.8, "--num_inference_steps", 3,
+        "--prior_rank", 5, "--max_train_steps", 1,
+    )  # fmt: skip
+    assert set(shares) == {(True, 0.25), (False, 0.0)}  # held out: the task of one step
+    pipeline = VQIHDMPipeline.from_pretrained(folder / "pipeline")
+    drawing = pipeline.scheduler.config
+    assert (drawing.temperature, drawing.top_p, drawing.num_inference_steps) == (0.7, 0.8, 3)
+    assert pipeline.prior.config.rank == 5
 
 
 def test_a_network_that_reveals_nothing_in_training_samples_in_one_step(ihdm):

@@ -28,14 +28,17 @@ def test_a_signal_is_a_request_and_a_second_one_an_order(signum):
 
 ORPHAN = """
 import os, sys, time
+ready, begun = os.pipe()
 if os.fork():
-    time.sleep(float(sys.argv[1]))  # the launcher, which ends without a word
-    os._exit(0)
-sys.path.insert(0, sys.argv[2])
-from interruption import Interruption
+    os.read(ready, 1)
+    os._exit(0)  # the launcher, which ends without a word
+sys.path.insert(0, sys.argv[1])
+from interruption import PARENT, Interruption
 interruption = Interruption()
 assert not interruption.requested
-time.sleep(2 * float(sys.argv[1]))
+os.write(begun, b".")
+while os.getppid() == PARENT:
+    time.sleep(0.01)
 print(interruption.requested)
 """
 
@@ -44,7 +47,7 @@ print(interruption.requested)
 def test_a_run_ends_with_its_launcher_but_not_with_its_shell(launcher):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
     done = subprocess.run(
-        [sys.executable, "-c", ORPHAN, "0.2", str(ROOT / "src" / "vq_ihdm" / "training")],
+        [sys.executable, "-c", ORPHAN, str(ROOT / "src" / "vq_ihdm" / "training")],
         env=environment | ({launcher: "no"} if launcher else {}),
         capture_output=True,
         text=True,

@@ -4,8 +4,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.state import AcceleratorState, GradientState
-from conftest import ROOT
+from conftest import ROOT, forget_accelerator
 from tiny_training import parser
 from torch import nn
 
@@ -22,13 +21,10 @@ def launched(monkeypatch, tmp_path):
         for name, value in environment.items():
             monkeypatch.setenv(f"ACCELERATE_{name}", value)
         args = parse_args(parser(), "part", ["--output_dir", str(tmp_path), "--report_to", "none", *flags])
-        try:
-            accelerator = make_accelerator(args)
-            assert accelerator.mixed_precision == args.mixed_precision
-            assert accelerator.gradient_accumulation_steps == args.gradient_accumulation_steps
-        finally:
-            AcceleratorState._reset_state(reset_partial_state=True)
-            GradientState._reset_state()
+        accelerator = make_accelerator(args)
+        assert accelerator.mixed_precision == args.mixed_precision
+        assert accelerator.gradient_accumulation_steps == args.gradient_accumulation_steps
+        forget_accelerator()
         return args.mixed_precision, args.gradient_accumulation_steps
 
     return launch
@@ -70,15 +66,7 @@ def test_the_launcher_s_example_is_one_for_several_gpus():
     assert (config.distributed_type, config.num_processes, config.mixed_precision) == ("MULTI_GPU", 4, "bf16")
 
 
-@pytest.fixture
-def forgotten():
-    """Accelerate's state, which outlives an accelerator, is gone after the test."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
-def test_a_prepared_network_its_average_and_its_rates_belong_together(tmp_path, forgotten):
+def test_a_prepared_network_its_average_and_its_rates_belong_together(tmp_path):
     flags = ["--output_dir", str(tmp_path), "--report_to", "none", "--lr_warmup_steps", "4", "--ema_decay", "0.5"]
     args = parse_args(parser(), "part", flags)
     bare = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0)).eval()  # a mode, but no step without a gradient
@@ -127,12 +115,8 @@ def test_each_group_is_clipped_by_itself_and_unscaled_once():
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     large, small = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
     optimizer = accelerator.prepare(torch.optim.SGD([{"params": [large]}, {"params": [small]}], lr=1.0))
-    try:
-        accelerator.backward((torch.tensor([3.0, 4.0]) * (large + small / 10)).sum())
-        clip_gradients(accelerator, optimizer, max_norm=1.0)
-        optimizer.step()
-        torch.testing.assert_close(large.data, -torch.tensor([0.6, 0.8]))
-        torch.testing.assert_close(small.data, -torch.tensor([0.3, 0.4]))
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
+    accelerator.backward((torch.tensor([3.0, 4.0]) * (large + small / 10)).sum())
+    clip_gradients(accelerator, optimizer, max_norm=1.0)
+    optimizer.step()
+    torch.testing.assert_close(large.data, -torch.tensor([0.6, 0.8]))
+    torch.testing.assert_close(small.data, -torch.tensor([0.3, 0.4]))

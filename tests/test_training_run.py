@@ -132,6 +132,10 @@ def test_a_run_adds_up_its_sessions(tmp_path):
     run.load_state_dict({"images_seen": 21, "seconds": 100.0, "best": None, "best_network": None, "last": None})
     assert 100 <= run.seconds < 110
     assert run.images_seen == 21
+    args.max_train_minutes = 1.0
+    for seconds, is_finished in ((50.0, False), (61.0, True)):
+        run.seconds_before, run.started = seconds, time.monotonic()
+        assert run._is_finished() is is_finished
 
 
 def test_the_best_of_an_undone_branch_is_forgotten(stopped, whole, tmp_path):

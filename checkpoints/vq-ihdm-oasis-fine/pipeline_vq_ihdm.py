@@ -203,8 +203,10 @@ class SlicePipeline(StandalonePipeline):
         """One generator for each image: as given, or seeded by draws from a single one.
 
         Raises:
-            ValueError: a list of another length.
+            ValueError: a list of another length, or something else than generators.
         """
+        if isinstance(generator, int):
+            raise ValueError(f"generator takes torch.Generator().manual_seed({generator}), not the number")
         if isinstance(generator, (list, tuple)):
             if len(generator) != num_images:
                 raise ValueError(f"{num_images} images need as many generators, not {len(generator)}")

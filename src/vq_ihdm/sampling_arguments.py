@@ -22,7 +22,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--guidance_scale",
         type=non_negative_float,
-        help="above 1 images keep closer to the covariates asked for, at twice the evaluations",
+        help="above 1 images keep closer to what was asked for, at twice the evaluations; 1 is off, 0 ignores it",
     )
 
 

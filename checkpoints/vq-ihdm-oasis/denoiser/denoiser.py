@@ -53,7 +53,7 @@ class Covariate:
 
         Raises:
             ValueError: no number, a category that the training set did not have, or a number outside of its range by
-                more than `MARGIN` of that range.
+                more than `MARGIN` of that range, of a level at all.
         """
         value = value.item() if hasattr(value, "item") else value
         if value is None:
@@ -67,11 +67,11 @@ class Covariate:
             number = float(value)
         except (TypeError, ValueError):
             raise ValueError(f"{self.name} is a number, not {value!r}") from None
-        margin = MARGIN * (self.high - self.low)
+        margin = 0 if self.kind == "level" else MARGIN * (self.high - self.low)  # beyond a level there is nothing
         if not self.low - margin <= number <= self.high + margin:
             raise ValueError(
-                f"{self.name} was {self.low:g} to {self.high:g} in the training set; {number:g} is outside of that by "
-                f"more than {margin:g}"
+                f"{self.name} was {self.low:g} to {self.high:g} in the training set; {number:g} is outside of that"
+                + f" by more than {margin:g}" * (margin > 0)
             )
         return number
 
@@ -130,8 +130,10 @@ def encode_covariates(known: Sequence[Covariate], given: Mapping[str, Any] | Non
             not given.
 
     Raises:
-        ValueError: a covariate the model does not know, a list of another length, or see `Covariate.encode`.
+        ValueError: no mapping, a covariate that is not known, a list of another length, or see `Covariate.encode`.
     """
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(f"covariates are given by name, as {{'age': 70}}, not as {given!r}")
     given = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in (given or {}).items()}
     names = [covariate.name for covariate in known]
     for name, value in given.items():

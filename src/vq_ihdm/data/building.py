@@ -29,7 +29,7 @@ from .data_card import write_data_card
 from .pixels import PIXEL_TYPES
 from .rejections import Rejections
 from .sources import Source
-from .subjects import SPLITS, published_names, split_subjects
+from .subjects import MIN_HELD_OUT, SPLITS, published_names, split_subjects
 
 SUBJECTS_PER_SHARD = 250
 
@@ -216,6 +216,11 @@ def build_set(
         write_data_card(folder, source, features, facts, {**settings, **choices}, digests.published)
     for split, count in counts.items():
         print(f"{split}: {count['slices']} slices of {count['subjects']} subjects")
+    if (held_out := counts.get("test", {}).get("subjects", 0)) < MIN_HELD_OUT:
+        print(
+            f"a model of this set cannot be evaluated: test has {held_out} subjects, and evaluate.py needs "
+            f"{MIN_HELD_OUT}; build it again with more of them, such as --split 0.5 0.15 0.35"
+        )
     print(f"{args.output_dir}: complete; {rejections.write(args.output_dir)}")
 
 

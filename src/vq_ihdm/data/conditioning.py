@@ -41,10 +41,21 @@ def find_vocabulary(train: Dataset, names: Sequence[str] | None, source: str) ->
             known.append(covariate)
         elif names is not None:
             raise InputError(
-                f"{name} does not vary in {source} (a category counts where {MIN_SUBJECTS} training subjects have it); "
-                "leave it out of --covariates"
+                f"there is nothing to learn from {name} in {source}: its training slices have one value, or fewer than "
+                f"two categories that {MIN_SUBJECTS} training subjects have; leave it out of --covariates"
             )
     return known
+
+
+def describe_vocabulary(known: Sequence[Covariate], train: Dataset) -> str:
+    """What a model that is trained on this split can be asked for, and which of `KNOWN` it cannot."""
+    can = [
+        f"{covariate.name} ({', '.join(covariate.categories) or f'{covariate.low:g} to {covariate.high:g}'})"
+        for covariate in known
+    ]
+    cannot = [name for name in KNOWN if name in train.column_names and name not in {c.name for c in known}]
+    why = f"; not for {', '.join(cannot)}: one value, or fewer than two categories of {MIN_SUBJECTS} training subjects"
+    return f"the model can be asked for {', '.join(can) or 'nothing'}" + why * bool(cannot)
 
 
 def slice_subjects(split: Dataset) -> list:

@@ -15,6 +15,7 @@ from ..files import replacing
 from .sources import Source
 
 SPLITS = ("train", "validation", "test")
+MIN_HELD_OUT = 4  # subjects that intervals over subjects need: a quarter of them is one
 
 
 def split_subjects(strata: Mapping[str, str], shares: Sequence[float], seed: int) -> dict[str, str]:

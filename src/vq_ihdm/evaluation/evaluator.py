@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 from torch.nn.functional import normalize
 
+from ..data.subjects import MIN_HELD_OUT
 from ..errors import InputError
 from .anatomy import compare_anatomy, measure_anatomy
 from .audit import IMPERFECT, Power, audit, level_of_each, power_of_audit
@@ -27,7 +28,6 @@ from .resampling import MAX_NEIGHBOURS, Estimate, choice
 from .second_stage import Tokenized, code_figures
 
 MIN_IMAGES = 20  # a half of them fills the ten splits of the Inception Score
-MIN_SUBJECTS = 4  # a quarter of them is one
 CLOSEST = 8  # pairs in the picture
 MAX_PLANTED = 256  # different copies in the audit's positive control
 
@@ -65,10 +65,10 @@ class EvaluationSet:
         self.check(held_out.images, "held-out")
         self.check(training.images, "training")
         for side, image_set in (("training", training), ("held-out", held_out)):
-            if image_set.num_subjects < MIN_SUBJECTS:
+            if image_set.num_subjects < MIN_HELD_OUT:
                 raise InputError(
                     f"{image_set.num_subjects} {side} subjects are too few: intervals over subjects need at least "
-                    f"{MIN_SUBJECTS}; choose more splits or build a larger set"
+                    f"{MIN_HELD_OUT}; build the set again with a larger share for them in --split"
                 )
         # By content, so that floor and ceiling are measured once for many systems.
         self._training_samples: dict[int, Sample] = {}

@@ -69,7 +69,10 @@ def failed_checks(folder: Path, name: str | None = None) -> dict[str, str]:
             raise InputError(f"{name} has lost its README.md, by which the Hub finds its splits; build the set again")
         if facts["redistribution"]:
             return {}
-        return {"restricted_images": f"{name} holds images of {facts['source']}, which must not be passed on"}
+        return {
+            "restricted_images": f"{name} holds images of {facts['source']}, which must not be passed on "
+            "(if they may, build the set again with --license)"
+        }
 
     record = own_record(folder)
     if record is None:
