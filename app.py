@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline
-from diffusers.utils import make_image_grid
+from diffusers.utils import BaseOutput, make_image_grid
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file
@@ -42,8 +42,8 @@ LIMITS = """**Limits.** {known}Slices are drawn one by one and do not make up a 
 than a scanner's. Nobody has labelled or checked them, and what looks like a finding is none."""
 GUIDANCE = "above 1: closer to what is asked for, at twice the time"
 BLEND = "from the blurry state of the first seed to that of the second"
-AUDIT = """Under each image: root-mean-square difference in grey levels to the nearest training slice, mirrored or not,
-both reduced {pool}-fold, and the share of held-out slices that have a nearer one. A copy would be at 0 and 0 %."""
+AUDIT = """Last under each image: root-mean-square difference in grey levels to the nearest training slice, mirrored or
+not, both reduced {pool}-fold, and the share of held-out slices that have a nearer one. A copy would be at 0 and 0 %."""
 NO_AUDIT = """How near an image is to a training slice is not shown: that takes the training slices, which do not come
 with these weights; `python app.py --dataset_name FOLDER` shows it where you have them."""
 POPULATION = "as in the training population"
@@ -173,8 +173,12 @@ def draw(
     second_seed: int,
     blend: float,
     asked: Mapping[str, Any],
-) -> list[Image.Image]:
-    """Images at `blend` between two seeds; `asked`: any subset of the pipeline's covariates, by name."""
+) -> BaseOutput:
+    """`images` at `blend` between two seeds, and the `covariates` they were asked for or drawn as.
+
+    Args:
+        asked: any subset of the pipeline's covariates, by name.
+    """
     generators, others = (
         pipe.image_generators(num_images, torch.Generator().manual_seed(s)) for s in (seed, second_seed)
     )
@@ -188,13 +192,27 @@ def draw(
         generator=generators,
         sample=sample,
         covariates=covariates,
-    ).images
+    )
 
 
-def captions(images: list[Image.Image], index: dict[str, torch.Tensor] | None) -> list[str | None]:
-    """How near each image is to the training set, where there is an audit index (`vq_ihdm.hub.audit_index`)."""
-    if index is None:
-        return [None] * len(images)
+def captions(
+    images: list[Image.Image], covariates: Mapping[str, list] | None, index: dict[str, torch.Tensor] | None
+) -> list[str]:
+    """What each image was asked for or drawn as, and how near it is to the training set, as far as that is known.
+
+    Args:
+        index: the audit index (`vq_ihdm.hub.audit_index`).
+    """
+    told = [[] for _ in images]
+    for name, values in (covariates or {}).items():
+        for line, value in zip(told, values, strict=True):
+            line.append(f"{name.replace('_', ' ')} {value if isinstance(value, str) else f'{value:.3g}'}")
+    near = nearness(images, index) if index is not None else [[]] * len(images)
+    return [" · ".join(line + distances) for line, distances in zip(told, near, strict=True)]
+
+
+def nearness(images: list[Image.Image], index: dict[str, torch.Tensor]) -> list[list[str]]:
+    """Of each image the distance to the nearest training slice, and the share of held-out slices nearer to theirs."""
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).float()
     thumbnails = F.avg_pool2d(pixels, int(index["pool"]))
     # Both ways round, since slices are mirrored in training.
@@ -202,7 +220,7 @@ def captions(images: list[Image.Image], index: dict[str, torch.Tensor] | None) -
     nearest = [torch.cdist(view.flatten(1), index["training"].float()).amin(1) for view in views]
     distances = torch.minimum(*nearest) / index["training"].shape[1] ** 0.5
     nearer = (index["held_out"] < distances[:, None]).float().mean(1)
-    return [f"{distance:.1f} · {share:.0%}" for distance, share in zip(distances, nearer, strict=True)]
+    return [[f"{distance:.1f}", f"{share:.0%}"] for distance, share in zip(distances, nearer, strict=True)]
 
 
 def save_nifti(images: list[Image.Image], spacing_mm: list[float], file: Path) -> None:
@@ -299,7 +317,8 @@ def build_page(path_or_id: str | Path, downloads: Path, dataset_name: str | None
         check(ranges, num_images, seed, steps, temperature, guidance_scale, second_seed, blend)
         asked = ask(pipe, free_and_values[: len(known)], free_and_values[len(known) :])
         num_images, seed, steps, second_seed = (int(number) for number in (num_images, seed, steps, second_seed))
-        images = draw(pipe, num_images, seed, steps, temperature, guidance_scale, second_seed, blend, asked)
+        drawn = draw(pipe, num_images, seed, steps, temperature, guidance_scale, second_seed, blend, asked)
+        images = drawn.images
         remove_old(downloads)
         # A category by its index: its name may hold what a file's name may not.
         told = [f"{covariate.encode(asked.get(covariate.name)):g}" for covariate in known]
@@ -308,7 +327,7 @@ def build_page(path_or_id: str | Path, downloads: Path, dataset_name: str | None
         sheet, volume = downloads / f"{name}.png", downloads / f"{name}.nii.gz"
         save_contact_sheet(images, sheet)
         save_nifti(images, spacing, volume)
-        return list(zip(images, captions(images, index), strict=True)), sheet, volume
+        return list(zip(images, captions(images, drawn.covariates, index), strict=True)), sheet, volume
 
     with gr.Blocks(title="Synthetic brain slices", delete_cache=(LIFETIME, LIFETIME)) as page:
         gr.Markdown(ABOUT)

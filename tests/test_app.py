@@ -91,8 +91,8 @@ def test_without_blending_the_page_draws_what_the_pipeline_draws():
     pipe = tiny_vq_ihdm()
     pipe.prior.basis.mul_(20)  # a denoiser that has learned nothing hardly sees a state as weak as the prior's
     expected = pipe(3, num_inference_steps=2, temperature=0.9, generator=torch.Generator().manual_seed(4)).images
-    assert (pixels(app.draw(pipe, **SETTINGS, blend=0.0)) == pixels(expected)).all()
-    assert (pixels(app.draw(pipe, **SETTINGS, blend=0.5)) != pixels(expected)).any()
+    assert (pixels(app.draw(pipe, **SETTINGS, blend=0.0).images) == pixels(expected)).all()
+    assert (pixels(app.draw(pipe, **SETTINGS, blend=0.5).images) != pixels(expected)).any()
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_blended_states_come_with_the_covariates_of_their_draws(conditional, ble
     _, covariates = app.blended_states(conditional, seeded(4), seeded(50), blend, {})
     nothing = torch.full((3, 2), torch.nan)
     draws = [conditional.prior.draw(nothing, seeded(seed))[1] for seed in (4, 50)]
-    assert covariates["age"] == pytest.approx(torch.lerp(draws[0][:, 0], draws[1][:, 0], blend).tolist())
+    assert covariates["age"] == pytest.approx(torch.lerp(draws[0][:, 0], draws[1][:, 0], blend).tolist(), rel=1e-5)
     assert covariates["sex"] == ["FM"[int(index)] for index in draws[sex_of][:, 1]]
     _, covariates = app.blended_states(conditional, seeded(4), seeded(50), blend, {"age": 75, "sex": "F"})
     assert covariates == {"age": [75] * 3, "sex": ["F"] * 3}
@@ -128,7 +128,7 @@ def test_the_denoiser_is_told_what_is_asked_and_what_is_drawn(conditional, blend
 
 def test_what_is_asked_for_changes_the_images(conditional):
     def images(**asked) -> np.ndarray:
-        return pixels(app.draw(conditional, **SETTINGS | {"asked": asked}, blend=0.0))
+        return pixels(app.draw(conditional, **SETTINGS | {"asked": asked}, blend=0.0).images)
 
     assert (images(age=25) != images(age=75)).any() and (images(age=25) != images()).any()
 
@@ -136,7 +136,7 @@ def test_what_is_asked_for_changes_the_images(conditional):
 def test_guidance_changes_the_images_where_something_is_asked_for(conditional):
     def images(guidance_scale: float) -> np.ndarray:
         settings = SETTINGS | {"asked": {"age": 75}, "guidance_scale": guidance_scale}
-        return pixels(app.draw(conditional, **settings, blend=0.0))
+        return pixels(app.draw(conditional, **settings, blend=0.0).images)
 
     assert (images(1) != images(5)).any()
 
@@ -192,11 +192,13 @@ def test_a_training_slice_is_found_in_the_audit_index(folder: Path, template_set
     copied = load_slices(str(template_set))["train"][5]["image"]
     black = Image.new("L", (32, 32))
     mirrored = copied.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    *copies, other = app.captions([copied, mirrored, black], index)
+    *copies, other = app.captions([copied, mirrored, black], None, index)
     for copy in copies:
         assert float(copy.split(" · ")[0]) < 0.5 and copy.endswith(" 0%")
     assert float(other.split(" · ")[0]) > 5
-    assert app.captions([black], None) == [None]
+    assert app.captions([black], None, None) == [""]
+    told = app.captions([black, black], {"age": [71.25, 30.0], "sex": ["F", "M"]}, index)
+    assert told[0].startswith("age 71.2 · sex F · ") and told[1].startswith("age 30 · sex M · ")
 
 
 def test_the_set_a_pipeline_was_trained_on_gives_the_index(folder: Path, template_set: Path, tmp_path: Path):
