@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
 from ..weights import load_component
 from .saving import carry_over, upload
@@ -67,7 +67,7 @@ class InstalledPipeline(StandalonePipeline):
         if not folder.is_dir():
             try:
                 folder = Path(snapshot_download(str(pretrained_model_name_or_path), ignore_patterns=PICKLES, **hub))
-            except (HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError) as error:
+            except (HFValidationError, RepositoryNotFoundError) as error:
                 reason = str(error).splitlines()[0]
                 raise ValueError(
                     f"{pretrained_model_name_or_path} is no folder and no repository ({reason})"
