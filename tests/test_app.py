@@ -34,15 +34,8 @@ import app  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = {
-    "num_images": 3,
-    "seed": 4,
-    "steps": 2,
-    "temperature": 0.9,
-    "guidance_scale": 1,
-    "second_seed": 5,
-    "asked": {},
-}
+NUMBERS = {"num_images": 3, "seed": 4, "steps": 2, "temperature": 0.9, "guidance_scale": 1, "second_seed": 5}
+SETTINGS = NUMBERS | {"asked": {}}
 
 
 def test_no_code_beside_the_weights_is_run(pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -109,7 +102,8 @@ def test_blended_states_come_with_the_covariates_of_their_draws(conditional, ble
     _, covariates = app.blended_states(conditional, seeded(4), seeded(50), blend, {})
     nothing = torch.full((3, 2), torch.nan)
     draws = [conditional.prior.draw(nothing, seeded(seed))[1] for seed in (4, 50)]
-    assert covariates["age"] == pytest.approx(torch.lerp(draws[0][:, 0], draws[1][:, 0], blend).tolist(), rel=1e-5)
+    age, _ = conditional.known_covariates
+    assert covariates["age"] == [age.decode(x) for x in torch.lerp(draws[0][:, 0], draws[1][:, 0], blend).tolist()]
     assert covariates["sex"] == ["FM"[int(index)] for index in draws[sex_of][:, 1]]
     _, covariates = app.blended_states(conditional, seeded(4), seeded(50), blend, {"age": 75, "sex": "F"})
     assert covariates == {"age": [75] * 3, "sex": ["F"] * 3}
@@ -251,15 +245,7 @@ def visitor(page: str, tmp_path_factory: pytest.TempPathFactory) -> gradio_clien
     return gradio_client.Client(page, verbose=False, download_files=str(tmp_path_factory.mktemp("received")))
 
 
-ASKED = {
-    "num_images": 3,
-    "seed": 4,
-    "steps": 1,
-    "temperature": 1.0,
-    "guidance_scale": 1,
-    "second_seed": 1,
-    "blend": 0.0,
-}
+ASKED = NUMBERS | {"steps": 1, "temperature": 1.0, "second_seed": 1, "blend": 0.0}
 
 
 def test_the_files_a_visitor_gets_say_that_they_are_synthetic(visitor: gradio_client.Client):

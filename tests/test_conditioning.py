@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 
 from vq_ihdm import AbsorbingDiffusionPipeline, VQIHDMPipeline
 from vq_ihdm.baselines.absorbing import AbsorbingDenoiser, AbsorbingDenoiserConfig
-from vq_ihdm.data.conditioning import askable, covariate_table, find_vocabulary, withhold
+from vq_ihdm.data.conditioning import askable, covariate_table, describe_vocabulary, find_vocabulary, withhold
 from vq_ihdm.errors import InputError
 from vq_ihdm.fit_prior import MIN_SUBJECTS, fit_prior
 
@@ -230,6 +230,14 @@ def people_set(tmp_path_factory):
     people(2 * MIN_SUBJECTS + 2).to_parquet(folder / "data" / "train-00000-of-00001.parquet")
     people(4, first=90).to_parquet(folder / "data" / "validation-00000-of-00001.parquet")
     return folder
+
+
+def test_what_a_model_can_be_asked_for_is_told():
+    train = people(2 * MIN_SUBJECTS)
+    assert describe_vocabulary(find_vocabulary(train, ["age"], "here"), train) == (
+        "the model can be asked for age (22 to 59); left out: sex, cdr, slice_level (a category counts where 10 "
+        "training subjects have it)"
+    )
 
 
 def test_the_prior_is_fitted_to_slices_beside_their_own_covariates(

@@ -1,6 +1,7 @@
 """train_vqgan.py on the tiny set: what it leaves, exact resume, learning on, its options."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from states import assert_same_weights, differences, final_state
 
 from vq_ihdm.data.images import SliceTensors
+from vq_ihdm.errors import InputError
 from vq_ihdm.training.checkpoints import list_checkpoints
 from vq_ihdm.training.state import load_state
 from vq_ihdm.vqgan.model import load_vq_model
@@ -33,6 +35,12 @@ def test_train_vqgan_leaves_what_it_says(vqgan_run):
     config = json.loads((vqgan_run / "config.json").read_text())
     assert (config["num_vq_embeddings"], config["learning_rate"], config["disc_weight"]) == (32, 1e-3, 0.8)
     assert [folder.name for folder in list_checkpoints(vqgan_run)] == ["checkpoint-4", "checkpoint-8"]
+
+
+def test_a_run_is_not_a_model_and_says_which_of_it_is(vqgan_run):
+    for folder in (vqgan_run, vqgan_run / "checkpoint-8"):
+        with pytest.raises(InputError, match=re.escape(f"but {vqgan_run / 'last'} does; name that")):
+            load_vq_model(folder)
 
 
 def test_a_vqgan_that_stopped_goes_on_bit_for_bit(vqgan, vqgan_run):

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import torch
-from accelerate.state import AcceleratorState, GradientState
+from conftest import forget_accelerator
 from safetensors.torch import load_file, save_file
 from states import differences, final_state
 from torch import nn
@@ -59,8 +59,7 @@ def train(folder: Path, *flags: object) -> TrainingRun:
                 run.keep({"measure": ema.module.weight.mean().item()}, {})
         return run
     finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
+        forget_accelerator()
 
 
 def assert_same_run(first: Path, second: Path) -> None:

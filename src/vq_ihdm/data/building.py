@@ -214,6 +214,12 @@ def build_set(
         (folder / "vq_ihdm.json").write_text(json.dumps(facts, indent=2) + "\n")
         choices = {"seed": args.seed, "shares of the splits": args.split, "inputs": str(rejections)}
         write_data_card(folder, source, features, facts, {**settings, **choices}, digests.published)
+    tell(counts)
+    print(f"{args.output_dir}: complete; {rejections.write(args.output_dir)}")
+
+
+def tell(counts: Mapping[str, Mapping[str, int]]) -> None:
+    """Print what the splits of a set hold, and where there is too little to evaluate a model by."""
     for split, count in counts.items():
         print(f"{split}: {count['slices']} slices of {count['subjects']} subjects")
     if (held_out := counts.get("test", {}).get("subjects", 0)) < MIN_HELD_OUT:
@@ -221,7 +227,6 @@ def build_set(
             f"a model of this set cannot be evaluated: test has {held_out} subjects, and evaluate.py needs "
             f"{MIN_HELD_OUT}; build it again with more of them, such as --split 0.5 0.15 0.35"
         )
-    print(f"{args.output_dir}: complete; {rejections.write(args.output_dir)}")
 
 
 def write_shards(

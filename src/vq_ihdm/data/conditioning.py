@@ -54,8 +54,8 @@ def describe_vocabulary(known: Sequence[Covariate], train: Dataset) -> str:
         for covariate in known
     ]
     cannot = [name for name in KNOWN if name in train.column_names and name not in {c.name for c in known}]
-    why = f"; not for {', '.join(cannot)}: one value, or fewer than two categories of {MIN_SUBJECTS} training subjects"
-    return f"the model can be asked for {', '.join(can) or 'nothing'}" + why * bool(cannot)
+    left_out = f"; left out: {', '.join(cannot)} (a category counts where {MIN_SUBJECTS} training subjects have it)"
+    return f"the model can be asked for {', '.join(can) or 'nothing'}" + left_out * bool(cannot)
 
 
 def slice_subjects(split: Dataset) -> list:

@@ -58,8 +58,8 @@ def load_vq_model(path: str | Path) -> VQModel:
             if channels != (1, 1):
                 raise InputError(f"{path} is a VQModel of {channels[0]} channels, not of grey images; train one")
             return _with_paper_loss(model)
-    for last in (Path(path) / "last", Path(path).parent / "last"):
-        if Path(path).is_dir() and (last / "config.json").is_file():
+    for last in (Path(path) / "last", Path(path).parent / "last"):  # of a run, or of the run of a checkpoint
+        if (last / "config.json").is_file():
             raise InputError(f"{path} holds no VQModel, but {last} does; name that")
     raise InputError(f"{path} holds no VQModel ({' and '.join(reasons)}); train one with train_vqgan.py")
 
