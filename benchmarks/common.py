@@ -26,7 +26,8 @@ AS_PUBLISHED = [
 ROOT = Path(__file__).resolve().parents[1]
 PACE = (20, 60)  # steps between which the time of a step is taken
 TURNS = 2  # in which ours and a peer are timed
-PLACES = {"work_dir", "output_dir", "trainings", "training_seeds", "ablations"}  # flags that change no figure
+# Flags that change no figure.
+PLACES = {"work_dir", "output_dir", "trainings", "training_seeds", "ablations", "best_only"}
 
 
 def add_benchmark_arguments(parser: argparse.ArgumentParser, name: str) -> None:

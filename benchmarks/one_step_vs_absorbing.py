@@ -109,6 +109,8 @@ REPEATED = {
     (MASKGIT, 16),
     (LDM, 10),
 }
+# Of each network that is trained several times, what was best on validation.
+BEST = {OURS, OURS_IN_MORE, (COOLER[ABSORBING], 256), (LDM, 10)}
 NO_COVARIATES = ["--covariates"]  # what is compared is the distribution of all slices; latent diffusion knows none
 TRAININGS = [
     Training("default", NO_COVARIATES),
@@ -169,6 +171,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--ablations", action="store_true", help="vary prior, sigma, delta and temperature, too")
     add("--trainings", nargs="+", choices=[t.name for t in TRAININGS], help="only the systems of these networks")
+    add("--best_only", action="store_true", help="only ours and each main peer as they were best on validation")
     return parser
 
 
@@ -212,6 +215,8 @@ def main() -> None:
     reference = load_reference(args)
     systems = [*SYSTEMS, *ABLATIONS] if args.ablations else SYSTEMS
     systems = [s for s in systems if args.trainings is None or s.training in args.trainings]
+    if args.best_only:
+        systems = [s for s in systems if (s.label, s.num_inference_steps) in BEST]
     several = {s for s in systems if (s.label, s.num_inference_steps) in REPEATED}
     seeds = {s: args.training_seeds if s in several else args.training_seeds[:1] for s in systems}
     runs = [(system, seed) for system in systems for seed in seeds[system]]
@@ -290,7 +295,7 @@ def write_results(folder: Path, rows: list[list[dict]], args: argparse.Namespace
     names = ("config", "train_steps", "mixed_precision", "num_images", "seed")
     flags = " ".join(f"--{name} {getattr(args, name)}" for name in names)
     seeds = " ".join(map(str, args.training_seeds))
-    ablations = " --ablations" if args.ablations else ""
+    switches = "".join(f" --{name}" for name in ("ablations", "best_only") if getattr(args, name))
     lines = [
         TITLE,
         "",
@@ -299,7 +304,7 @@ def write_results(folder: Path, rows: list[list[dict]], args: argparse.Namespace
         f"images a system from seed {args.seed} against {reference.held_out.num_subjects} held-out subjects "
         f"({args.split or 'test'}). In brackets 95 % intervals over images and people. Means of "
         f"{len(args.training_seeds)} trainings: "
-        + ", ".join(f"{label} in {steps}" for label, steps in sorted(REPEATED, reverse=True))
+        + ", ".join(f"{t[0]['label']} in {t[0]['num_inference_steps']}" for t in rows if len(t) > 1)
         + ".",
         "",
         "Stage-2 KID: against the decoded codes of the held-out slices. Known pairs: share of adjacent codes that "
@@ -307,7 +312,7 @@ def write_results(folder: Path, rows: list[list[dict]], args: argparse.Namespace
         f"{with_interval(second_stage, 1e3)}, known pairs {with_interval(pairs)}. Against the scans themselves real "
         f"training images have (floor) {floor}, and decoded codes of theirs (ceiling) {ceiling}.",
         "",
-        f"Command: `python benchmarks/one_step_vs_absorbing.py {flags} --training_seeds {seeds}{ablations} "
+        f"Command: `python benchmarks/one_step_vs_absorbing.py {flags} --training_seeds {seeds}{switches} "
         f"--dataset_name ... --vqvae ...`, on {machine()}.",
         "",
         "Evaluations: a step of absorbing diffusion that reveals no code of an image needs none of the network. "
