@@ -35,7 +35,6 @@ from tqdm.auto import tqdm
 from vq_ihdm import load_pipeline
 from vq_ihdm.arguments import HelpFormatter, positive_float, positive_int, seed_int
 from vq_ihdm.errors import InputError, run
-from vq_ihdm.hub.record import read_record
 from vq_ihdm.pictures import contact_sheet, save_picture
 from vq_ihdm.sampling_arguments import add_sampling_arguments, sampling_arguments
 from vq_ihdm.synthetic.asked import covariates_of_images, parse_covariates
@@ -57,8 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch_size", type=positive_int, default=32, help="images a process works on at a time")
     add("--format", choices=[*SUFFIXES, "parquet"], default="png")
     add("--images_per_shard", type=positive_int, help="of --format parquet, by default 1000")
-    add("--spacing_mm", type=positive_float, nargs="+", help="height and width of a pixel, or one number; for NIfTI, "
-        "where the pipeline's training.json does not say")  # fmt: skip
+    add("--spacing_mm", type=positive_float, nargs="+", help="height and width of a pixel, or one number, "
+        "where the pipeline's training.json does not say; NIfTI needs it")  # fmt: skip
     add("--contact_sheet", type=Path, help="picture of the first 64 images, outside --output_dir")
     add("--torch_dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     add("--covariates", nargs="+", default=[], metavar="NAME=VALUE", help="age=75, age=60:85, sex=F, cdr=population")
@@ -82,18 +81,17 @@ def main() -> None:
     sampling = sampling_arguments(args, pipeline)
     if asked := parse_covariates(args.covariates, known_covariates):
         sampling["covariates"] = asked
-    provenance = describe(args.pipeline, pipeline, args.torch_dtype, sampling, args.seed)
+    provenance = describe(args.pipeline, pipeline, args.torch_dtype, sampling, args.seed, args.spacing_mm)
     if args.format == "parquet":
         from vq_ihdm.synthetic.shards import ParquetShards  # brings `datasets`, which image files do without
 
         layout = {"images_per_shard": args.images_per_shard or 1000}
         output = ParquetShards(args.output_dir, provenance, **layout, known_covariates=known_covariates)
     else:
-        layout = {"spacing_mm": find_spacing(args, pipeline.loaded_from) if args.format != "png" else None}
-        suffixes = SUFFIXES[args.format]
-        output = ImageFiles(
-            args.output_dir, suffixes, provenance, args.batch_size, **layout, known_covariates=known_covariates
-        )
+        if args.format != "png" and provenance.spacing_mm is None:
+            raise InputError(f"{args.pipeline} has no record of its voxel size, which NIfTI needs; give --spacing_mm")
+        layout = {}
+        output = ImageFiles(args.output_dir, SUFFIXES[args.format], provenance, args.batch_size, known_covariates)
 
     settings = {**asdict(provenance), "format": args.format, **layout}
     begun = read_manifest(args.output_dir, settings).get("num_images", 0)
@@ -139,8 +137,6 @@ def check_arguments(args: argparse.Namespace) -> None:
     """
     if args.spacing_mm is not None and len(args.spacing_mm) > 2:
         raise InputError("--spacing_mm takes one or two numbers: height and width of a pixel in mm")
-    if args.spacing_mm is not None and args.format in ("png", "parquet"):
-        raise InputError(f"--spacing_mm is written into NIfTI files, not {args.format}; leave it out")
     if args.images_per_shard is not None and args.format != "parquet":
         raise InputError("--images_per_shard belongs to --format parquet; leave it out")
     if args.push_to_hub is not None and args.format != "parquet":
@@ -175,19 +171,6 @@ def draw(
         for i, image in enumerate(output.images):
             yield np.asarray(image), {name: values[i] for name, values in told.items()}
         progress.update(len(batch))
-
-
-def find_spacing(args: argparse.Namespace, folder: Path) -> list[float]:
-    """Height and width of a pixel in mm: as asked, or as the record in the pipeline's folder says.
-
-    Raises:
-        InputError: neither says.
-    """
-    record = read_record(folder)
-    spacing_mm = args.spacing_mm or (record or {"data": {}})["data"].get("spacing_mm")
-    if spacing_mm is None:
-        raise InputError(f"{args.pipeline} has no record of its voxel size, which NIfTI needs; give --spacing_mm")
-    return [spacing_mm[0], spacing_mm[-1]]
 
 
 def begin_set(args: argparse.Namespace, provenance: Provenance, folder: Path) -> "ShardUpload | None":

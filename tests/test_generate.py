@@ -19,6 +19,7 @@ from vq_ihdm.baselines.stacks import LatentDecoder
 from vq_ihdm.errors import InputError
 from vq_ihdm.evaluation.image_sets import read_image_folder
 from vq_ihdm.hub.model_files import weights_digest
+from vq_ihdm.synthetic.image_files import read_about
 from vq_ihdm.synthetic.manifest import read_manifest
 from vq_ihdm.synthetic.provenance import seed_of_image
 
@@ -70,6 +71,8 @@ def test_nifti_is_the_same_slice_in_its_place(generated):
     data, corner = np.asarray(volume.dataobj), nib.affines.apply_affine(volume.affine, [0, 31, 0])
     assert data[0, 31, 0] == pixels[0, 0] and data[31, 0, 0] == pixels[31, 31]
     np.testing.assert_allclose(corner, [-31, 31 * 0.75, 0])
+    for suffix in (".png", ".nii.gz"):
+        assert read_about(generated / f"000003{suffix}")["spacing_mm"] == [1.5, 2]
 
 
 @pytest.mark.parametrize("flags", [(), SHARD_FLAGS])
@@ -156,6 +159,7 @@ def test_spacing_comes_from_the_pipelines_record(generate, ihdm_run, template_se
     spacing_mm = json.loads((template_set / "vq_ihdm.json").read_text())["spacing_mm"]
     np.testing.assert_allclose(nib.load(folder / "000000.nii.gz").header.get_zooms(), [*spacing_mm[::-1], 1])
     assert contents(folder).keys() == {"000000.nii.gz", "metadata.csv", "manifest.json"}
+    assert read_about(folder / "000000.nii.gz")["spacing_mm"] == spacing_mm
     assert [row["file_name"] for row in csv.DictReader((folder / "metadata.csv").open())] == ["000000.nii.gz"]
 
 
@@ -182,7 +186,6 @@ def test_other_settings_are_refused(generate, generated, pipeline_folder, tmp_pa
 
 def test_mistakes(generate, tmp_path):
     few = ("--num_images", 1)
-    assert "is written into NIfTI files, not png" in refusal(generate, *few, "--spacing_mm", 1)
     assert "--images_per_shard belongs to --format parquet" in refusal(generate, *few, "--images_per_shard", 10)
     for flag in ("--no-private", "--allow_unevaluated", "--allow_failed_audit"):
         assert "belong to --push_to_hub" in refusal(generate, *few, flag)

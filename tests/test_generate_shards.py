@@ -52,7 +52,8 @@ def test_the_card_says_model_seed_licence_and_audit(shards, described_pipeline):
     card = (shards / "README.md").read_text()
     about = json.loads((shards / "manifest.json").read_text())["settings"]
     assert about["model"] == "VQIHDMPipeline trained on OASIS-1" and about["licence"] == "odbl"
-    for part in ("license: odbl", "- synthetic", "10 images", about["model"], about["weights"], "**Passed**"):
+    size = "| height and width of a pixel | 1 x 1 mm |"
+    for part in ("license: odbl", "- synthetic", "10 images", about["model"], about["weights"], "**Passed**", size):
         assert part in card
     assert not any(part in card for part in [*described_pipeline.parts[1:-1], *shards.parts[1:-1]])
 
@@ -108,7 +109,7 @@ def test_a_damaged_shard_is_drawn_again(shards, described_pipeline, tmp_path, da
 
 
 def test_a_shard_is_held_as_long_as_its_content_is_what_was_written(tmp_path):
-    provenance, part = Provenance("P", "M", "w", "c", "unknown", "float32", {}, seed=0), range(6)
+    provenance, part = Provenance("P", "M", "w", "c", "unknown", "float32", {}, seed=0, spacing_mm=None), range(6)
     shards = ParquetShards(tmp_path, provenance, 6)
     shards.write(part, ((np.full((8, 8), i, np.uint8), {}) for i in part))
     assert shards.holds(part) and not shards.holds(range(7))

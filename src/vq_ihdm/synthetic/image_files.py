@@ -26,7 +26,6 @@ class ImageFiles:
         suffixes: of the files an image has.
         provenance: what each of them tells.
         batch_size: images that are drawn, and looked after, together.
-        spacing_mm: height and width of a pixel, for NIfTI.
         known_covariates: what the model can be asked for: further columns of the table.
     """
 
@@ -36,12 +35,10 @@ class ImageFiles:
         suffixes: Sequence[str],
         provenance: Provenance,
         batch_size: int,
-        spacing_mm: Sequence[float] | None = None,
         known_covariates: Sequence[Covariate] = (),
     ):
         self.folder, self.suffixes, self.provenance = folder, suffixes, provenance
-        self.images_per_part, self.spacing_mm = batch_size, spacing_mm
-        self.known_covariates = known_covariates
+        self.images_per_part, self.known_covariates = batch_size, known_covariates
 
     def holds(self, part: range) -> bool:
         """Whether every image of `part` is there and whole."""
@@ -52,11 +49,11 @@ class ImageFiles:
         for i, (pixels, covariates) in zip(part, images, strict=True):
             if self._holds_image(i):
                 continue
-            about = self.provenance.of_image(i, covariates)
+            about, spacing_mm = self.provenance.of_image(i, covariates), self.provenance.spacing_mm
             for suffix in self.suffixes:
                 with replacing(self._file_of(i, suffix)) as temporary:
                     temporary.write_bytes(
-                        png_bytes(pixels, about) if suffix == ".png" else nifti_bytes(pixels, about, self.spacing_mm)
+                        png_bytes(pixels, about) if suffix == ".png" else nifti_bytes(pixels, about, spacing_mm)
                     )
 
     def read(self, count: int) -> list[np.ndarray]:

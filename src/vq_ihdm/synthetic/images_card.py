@@ -72,6 +72,7 @@ Each PNG tells how it was made in a text chunk.
 | pipeline | `{provenance.pipeline}`, {provenance.torch_dtype} |
 | digest of its weights | `{provenance.weights}` |
 | seed | {provenance.seed} |
+| height and width of a pixel | {size_of_a_pixel(provenance)} |
 | sampling | {json.dumps(provenance.sampling) if provenance.sampling else "the pipeline's defaults"} |
 
 Made by `generate.py` of vq-ihdm; the versions of the libraries stand in `manifest.json`.
@@ -86,6 +87,10 @@ Made by `generate.py` of vq-ihdm; the versions of the libraries stand in `manife
 """
     with replacing(folder / "README.md") as temporary:
         DatasetCard(text).save(temporary)
+
+
+def size_of_a_pixel(provenance: Provenance) -> str:
+    return " x ".join(f"{mm:g}" for mm in provenance.spacing_mm) + " mm" if provenance.spacing_mm else "unknown"
 
 
 def call_of_an_image(sampling: dict[str, Any]) -> str:

@@ -33,6 +33,7 @@ class Provenance:
         torch_dtype: of the weights.
         sampling: arguments of the pipeline's call, where they are not its own defaults; `covariates` as `Asked`.
         seed: of the run.
+        spacing_mm: height and width of a pixel; None where nobody knows.
     """
 
     pipeline: str
@@ -43,6 +44,7 @@ class Provenance:
     torch_dtype: str
     sampling: dict[str, Any]
     seed: int
+    spacing_mm: Sequence[float] | None
 
     def of_image(self, i: int, covariates: dict[str, Any]) -> dict[str, Any]:
         """What the file of image i says about it; `covariates`: what it was asked to be, or drawn as."""
@@ -51,9 +53,18 @@ class Provenance:
 
 
 def describe(
-    path_or_id: str, pipeline: DiffusionPipeline, torch_dtype: str, sampling: dict[str, Any], seed: int
+    path_or_id: str,
+    pipeline: DiffusionPipeline,
+    torch_dtype: str,
+    sampling: dict[str, Any],
+    seed: int,
+    spacing_mm: Sequence[float] | None = None,
 ) -> Provenance:
-    """The provenance of images of a pipeline that was loaded from `path_or_id`."""
+    """The provenance of images of a pipeline that was loaded from `path_or_id`.
+
+    Args:
+        spacing_mm: height and width of a pixel, or one number for both, where the pipeline's record does not count.
+    """
     name, folder = type(pipeline).__name__, pipeline.loaded_from
     record = read_record(folder)
     model = f"{name} trained on {record['data']['source']}" if record else name
@@ -61,7 +72,9 @@ def describe(
         model = f"{path_or_id}@{folder.name}"  # a snapshot's folder is named after its commit
     licence = record["data"]["licence"] if record else "unknown"
     digests = weights_digest(folder), configs_digest(folder, list(pipeline.components))
-    return Provenance(name, model, *digests, licence, torch_dtype, sampling, seed)
+    spacing_mm = spacing_mm or (record["data"].get("spacing_mm") if record else None)
+    spacing_mm = spacing_mm and [spacing_mm[0], spacing_mm[-1]]
+    return Provenance(name, model, *digests, licence, torch_dtype, sampling, seed, spacing_mm)
 
 
 def configs_digest(folder: Path, components: Sequence[str]) -> str:
