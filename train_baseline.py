@@ -180,7 +180,7 @@ def train_absorbing(
     args: argparse.Namespace, accelerator: TimedAccelerator, splits: DatasetDict
 ) -> Callable[[], DiffusionPipeline]:
     source = args.dataset_name or args.train_data_dir
-    vqvae, train_codes, held_out_codes = load_tokens(args.vqvae, splits, source, args.random_flip, accelerator)
+    vqvae, train_codes, held_out_codes = load_tokens(args, splits, accelerator)
     known_covariates = find_vocabulary(splits["train"], args.covariates, source)
     accelerator.print(describe_vocabulary(known_covariates, splits["train"]))
     args.covariates = [covariate.name for covariate in known_covariates]
@@ -230,8 +230,7 @@ def train_ldm(
     args: argparse.Namespace, accelerator: TimedAccelerator, splits: DatasetDict
 ) -> Callable[[], DiffusionPipeline]:
     device = accelerator.device
-    source = args.dataset_name or args.train_data_dir
-    vqvae, train_codes, held_out_codes = load_tokens(args.vqvae, splits, source, args.random_flip, accelerator)
+    vqvae, train_codes, held_out_codes = load_tokens(args, splits, accelerator)
     vqvae.register_to_config(scaling_factor=unit_scaling(vqvae, train_codes))
     unet = create_latent_unet(
         vqvae.config.vq_embed_dim,

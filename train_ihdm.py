@@ -87,7 +87,7 @@ def main() -> None:
     # ---- data -------------------------------------------------------------------------------------------------
     splits = read_splits(args, accelerator)
     source = args.dataset_name or args.train_data_dir
-    vqvae, train_codes, held_out_codes = load_tokens(args.vqvae, splits, source, args.random_flip, accelerator)
+    vqvae, train_codes, held_out_codes = load_tokens(args, splits, accelerator)
 
     # ---- denoiser, scheduler, prior ---------------------------------------------------------------------------
     known_covariates = find_vocabulary(splits["train"], args.covariates, source)

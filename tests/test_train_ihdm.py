@@ -46,6 +46,20 @@ def test_embeddings_are_standardised_by_the_training_tokens(ihdm_run, template_s
     torch.testing.assert_close(tokens.std((0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
 
 
+def test_a_tokenizer_of_other_slices_is_told(ihdm, vqgan_run, tmp_path, capsys):
+    ihdm("--max_train_steps", 1, output_dir=tmp_path / "same")
+    assert "learnt on another set" not in capsys.readouterr().out
+    vqvae = shutil.copytree(vqgan_run / "best", tmp_path / "vqvae")
+    file = vqvae / "training.json"
+    for name, other in (("source", "OASIS-1"), ("digest", "0123456789abcdef")):
+        record = json.loads((vqgan_run / "best" / "training.json").read_text())
+        for entry in (record["data"], *(stage["data"] for stage in record["stages"])):
+            entry[name] = other
+        file.write_text(json.dumps(record))
+        ihdm("--max_train_steps", 1, "--vqvae", vqvae, output_dir=tmp_path / name)
+        assert f"{vqvae} learnt on another set ({record['data']['source']})" in capsys.readouterr().out
+
+
 def test_a_denoiser_that_stopped_goes_on_bit_for_bit(ihdm, ihdm_run):
     folder = ihdm("--max_train_steps", 3)
     ihdm("--resume_from_checkpoint", folder / "checkpoint-3")

@@ -1,5 +1,6 @@
 """A data set as code indices, encoded once."""
 
+import argparse
 import hashlib
 import json
 from pathlib import Path
@@ -12,6 +13,7 @@ from huggingface_hub.constants import HF_HOME
 from tqdm.auto import tqdm
 
 from ..code_indices import encode_images
+from ..hub.record import data_facts, is_other_set, tokenizer_stages
 from ..tensor_cache import cached_tensors
 from ..vqgan.model import downsampling_factor, load_vq_model
 from .images import SliceTensors, check_image_size
@@ -20,13 +22,13 @@ CACHE = Path(HF_HOME) / "vq_ihdm" / "tokens"
 
 
 def load_tokens(
-    vqvae_path: str, splits: DatasetDict, source: str, random_flip: bool, accelerator: Accelerator
+    args: argparse.Namespace, splits: DatasetDict, accelerator: Accelerator
 ) -> tuple[VQModel, torch.LongTensor, torch.LongTensor]:
-    """The VQGAN, and the data set as its codes.
+    """The VQGAN, and the data set as its codes. A VQGAN of other slices is used, but told.
 
     Args:
-        source: where the set comes from, for messages.
-        random_flip: of each training slice its mirror image too.
+        args: the effective configuration: `vqvae`, `random_flip` (of each training slice its mirror image too), and
+            where the set comes from.
 
     Returns:
         the VQModel on the accelerator's device; training codes (N, V, h, w) on the CPU, V = 2 views of each slice
@@ -35,12 +37,20 @@ def load_tokens(
     Raises:
         InputError: no VQModel, or images of a size it does not take.
     """
-    vqvae = load_vq_model(vqvae_path).to(accelerator.device)
-    check_image_size(splits["train"], source, downsampling_factor(vqvae))
+    vqvae = load_vq_model(args.vqvae).to(accelerator.device)
+    check_image_size(splits["train"], args.dataset_name or args.train_data_dir, downsampling_factor(vqvae))
+    learnt_on = [stage["data"] for stage in tokenizer_stages(args.vqvae)]
+    data = data_facts(args.dataset_name, splits)
+    if learnt_on and all(is_other_set(data, other) for other in learnt_on):
+        sources = " and ".join(dict.fromkeys(other["source"] for other in learnt_on))
+        accelerator.print(
+            f"{args.vqvae} learnt on another set ({sources}): if it blurs these slices, so will the second stage; let "
+            "it learn on with train_vqgan.py --pretrained_model_name_or_path"
+        )
     with accelerator.main_process_first():  # the first one fills the cache for all
-        train_codes = encode_split(vqvae, splits["train"], mirrored=random_flip)
+        train_codes = encode_split(vqvae, splits["train"], mirrored=args.random_flip)
         held_out_codes = encode_split(vqvae, splits["validation"], mirrored=False).to(accelerator.device)
-    return vqvae, train_codes if random_flip else train_codes[:, None], held_out_codes
+    return vqvae, train_codes if args.random_flip else train_codes[:, None], held_out_codes
 
 
 def draw_views(train_codes: torch.LongTensor, indices: list[int]) -> torch.LongTensor:

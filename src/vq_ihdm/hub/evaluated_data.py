@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..files import read_json
 from ..sampling_arguments import SAMPLING, usual_sampling
 from .model_files import weights_digest
-from .record import data_facts, told_digests
+from .record import data_facts, is_other_set
 
 if TYPE_CHECKING:
     from ..evaluation.image_sets import ImageSet
@@ -32,8 +32,7 @@ def is_of(evaluated: dict[str, Any], data: dict[str, Any]) -> bool:
     Counts alone would not tell a set that was split otherwise, or whose slices were made otherwise.
     """
     splits, empty = data["splits"], {"slices": 0, "subjects": 0}
-    is_same_set = evaluated["source"] == data["source"] and len(told_digests(evaluated, data)) <= 1
-    return is_same_set and all(
+    return not is_other_set(evaluated, data) and all(
         counts == {key: sum(splits.get(part, empty).get(key, 0) for part in name.split("+")) for key in empty}
         for name, counts in evaluated["splits"].items()
     )

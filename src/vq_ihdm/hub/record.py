@@ -131,6 +131,11 @@ def told_digests(*entries: dict[str, Any]) -> set[str]:
     return {entry["digest"] for entry in entries if "digest" in entry}
 
 
+def is_other_set(data: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two entries of `data` are known to be of different sets. Nobody knows it of sets of unknown source."""
+    return data["source"] != other["source"] or len(told_digests(data, other)) > 1
+
+
 def under_all_terms(data: dict[str, Any], stages: list[dict[str, Any]]) -> dict[str, Any]:
     """`data` under the terms of everything that any of the `stages` learnt from."""
     learnt = [data, *(stage["data"] for stage in stages if "data" in stage)]
