@@ -275,6 +275,14 @@ def test_command_line(name, template_set, tmp_path):
     assert load_pipeline(tmp_path / "pipeline")(1).images[0].size == (32, 32)
 
 
+@pytest.mark.slow
+def test_command_line_of_the_released_wgan(template_set, tmp_path):
+    run_script("train_baseline.py", *flags("wgan", template_set, 1), "--released", "--output_dir", tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["released"]
+    metrics = json.loads((tmp_path / "best" / "metrics.json").read_text())
+    assert metrics["images_seen"] == 4 * 6  # one step of the critic to five of the generator
+
+
 @pytest.mark.parametrize("name", ["alphawgan", "vaegan"])
 def test_vectors_cannot_be_normalised_over_a_single_image(name, template_set, tmp_path):
     arguments = [*flags(name, template_set, 1), "--train_batch_size", 1, "--output_dir", tmp_path / "run"]

@@ -183,3 +183,19 @@ def test_command_line_and_exact_resume(template_set, tmp_path):
     pipeline = load_pipeline(tmp_path / "whole" / "pipeline")
     assert pipeline.prior.config.kind == "images"
     assert pipeline(1).images[0].size == (32, 32)
+
+
+@pytest.mark.slow
+def test_what_the_flags_of_the_process_and_the_prior_say_is_in_the_pipeline(template_set, tmp_path):
+    flags = [*FLAGS, "--dataset_name", template_set, "--max_train_steps", 1, "--prior", "mixture", "--prior_rank", 4]
+    process = {"sigma_min": 1.5, "training_noise": 0.04, "delta": 0.06}
+    given = [part for name, value in process.items() for part in (f"--{name}", value)]
+    few = ["--num_prior_images", 2]
+    run_script("train_baseline.py", *flags, *given, "--output_dir", tmp_path / "given")
+    run_script("train_baseline.py", *flags, *given, *few, "--output_dir", tmp_path / "few")
+    ranks = []
+    for name in ("given", "few"):
+        pipeline = load_pipeline(tmp_path / name / "pipeline")
+        assert {setting: pipeline.scheduler.config[setting] for setting in process} == process
+        ranks.append(pipeline.prior.config.rank)
+    assert ranks == [4, 1]  # of two images one direction

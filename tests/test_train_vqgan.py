@@ -69,6 +69,23 @@ def test_the_discriminator_that_begins_later_ends_with_the_generator(vqgan, flag
     assert final_state(vqgan("--disc_start", 3, *flags))["parts"]["scheduler"]["_last_lr"] == [0.0, 0.0]
 
 
+def test_every_weight_of_the_losses_reaches_the_training(vqgan, vqgan_run, tmp_path):
+    def generator(*flags: object) -> dict:
+        folder = vqgan(*flags, output_dir=tmp_path / "_".join(map(str, flags)))
+        return final_state(folder)["parts"]["generator"]
+
+    as_preset = final_state(vqgan_run)["parts"]["generator"]
+    without_judge = generator("--disc_weight", 0)
+    for flags in (("--disc_warmup_steps", 100), ("--disc_start", 100)):  # it never enters: the same
+        assert differences(generator(*flags), without_judge) == []
+    for other in (without_judge, generator("--perceptual_weight", 0), generator("--texture_weight", 1)):
+        assert differences(other, as_preset) != []
+    many = ("--num_vq_embeddings", 512)  # of which some are dead
+    assert differences(generator(*many, "--dead_code_steps", 0), generator(*many)) != []
+    norms = load_vq_model(vqgan("--no-l2_normalized_codes") / "last").quantize.embedding.weight.norm(dim=1)
+    assert (norms - 1).abs().max() > 1e-2
+
+
 def test_a_vqgan_learns_on_from_a_model_or_a_pipeline(vqgan, vqgan_run, ihdm_run, tmp_path):
     folders = [
         vqgan(
