@@ -28,7 +28,14 @@ from vq_ihdm.arguments import (
     probability,
 )
 from vq_ihdm.covariates import Covariate
-from vq_ihdm.data.conditioning import covariate_table, describe_vocabulary, find_vocabulary, slice_subjects, withhold
+from vq_ihdm.data.conditioning import (
+    askable,
+    covariate_table,
+    describe_vocabulary,
+    find_vocabulary,
+    slice_subjects,
+    withhold,
+)
 from vq_ihdm.data.tokens import draw_views, load_tokens
 from vq_ihdm.denoising_loss import denoising_loss
 from vq_ihdm.errors import InputError
@@ -97,7 +104,9 @@ def main() -> None:
     known_covariates = denoiser.known_covariates  # a denoiser that is trained further brings its own
     accelerator.print(describe_vocabulary(known_covariates, splits["train"]))
     args.covariates = [covariate.name for covariate in known_covariates]
-    covariates, held_out_covariates = (covariate_table(known_covariates, splits[s]) for s in ("train", "validation"))
+    covariates, held_out_covariates = (
+        askable(known_covariates, covariate_table(known_covariates, splits[name])) for name in ("train", "validation")
+    )
     scheduler = HeatDissipationScheduler(
         sigma_min=SMALLEST_SIGMA,
         sigma_max=args.sigma_max,

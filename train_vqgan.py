@@ -281,7 +281,7 @@ def validate(averaged: TrainableVQModel, perceptual: PerceptualLoss | None, held
     usage_share, perplexity = usage_and_perplexity(counts)
     metrics = {"l1+lpips": sum(means.values()), **means, "usage": usage_share, "perplexity": perplexity}
     shown = torch.linspace(0, len(held_out) - 1, min(8, len(held_out))).long()
-    return metrics, {"reconstructions": reconstruction_sheet(held_out[shown], torch.cat(decoded)[shown])}
+    return metrics, {}, {"reconstructions": reconstruction_sheet(held_out[shown], torch.cat(decoded)[shown])}
 
 
 if __name__ == "__main__":

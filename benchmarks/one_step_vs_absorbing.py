@@ -388,7 +388,7 @@ def comparison(rows: list[list[dict]], chosen: tuple[str, int]) -> list[str]:
                 f"{overall.value * 1e3:.3g}",
                 shown[0],
                 shown[1] if shown[1:] else "",
-                in_words(intervals, "lower"),
+                in_words(intervals, "lower") + " (one training)" * (len(apart) == 1),
                 f"{ours[0]['seconds'] / trainings[0]['seconds']:.2f}",
             ]
         )
@@ -397,7 +397,8 @@ def comparison(rows: list[list[dict]], chosen: tuple[str, int]) -> list[str]:
         "",
         f"Ours: {label}. Difference of stage-2 KID x 1000, ours minus theirs, with its 95 % interval over images and "
         "people, which both share, and over pairs of trainings. The word follows from the intervals: one that contains "
-        "zero tells nothing apart. Where there is one training, another one may turn out otherwise.",
+        "zero tells nothing apart. After one training the word is of images and people alone: another training may "
+        "turn out otherwise.",
         "",
         *table(["beside", "difference", "images and people", "trainings", "ours is", "time of ours / theirs"], lines),
         "",

@@ -160,15 +160,26 @@ def slice_settings(args: argparse.Namespace, middle: int) -> SliceSettings:
     )
 
 
-def in_several_folders(scans: list[Scan]) -> dict[str, set[str]]:
+def in_several_folders(scans: list[Scan], subject_pattern: str) -> dict[str, set[str]]:
     """Subjects whose id stands in several folders, not of one name: of two sites, or with more to it than the id."""
     folders = {}
     for scan in scans:
-        parts = Path(scan.name).parts[:-1]
-        depth = next((i for i, part in enumerate(parts) if f"sub-{scan.subject}" in part), None)
-        if depth is not None:
-            folders.setdefault(scan.subject, set()).add("/".join(parts[: depth + 1]))
+        found = re.search(subject_pattern, scan.name)
+        if found and found[1]:
+            before = scan.name[: found.end(1)].count("/")  # folders above the one, or the file, that has the id
+            parts = Path(scan.name).parts[:-1]
+            folders.setdefault(scan.subject, set()).add("/".join(parts[: before + 1]))
     return {subject: found for subject, found in folders.items() if len(found) > 1}
+
+
+def taken_of_several(subjects: dict[str, list[Scan]]) -> list[list[Scan]]:
+    """The scans of each subject that has several of the visit of which one is taken, that one first."""
+
+    def visit(scan: Scan) -> tuple[str, str]:
+        return scan.session, scan.date
+
+    first_visits = [[scan for scan in scans if visit(scan) == visit(scans[0])] for scans in subjects.values()]
+    return [scans for scans in first_visits if len(scans) > 1]
 
 
 def rows_of_scans(scans: list[Scan], table: CovariateTable | None, rejections: Rejections) -> dict[Scan, dict]:
@@ -268,7 +279,7 @@ def main() -> None:
             f"{unnamed} of {len(scans)} scans have no subject id in their paths: each counts as a person of its own. "
             "Where two show the same person, tell whose they are with --subject_pattern."
         )
-    if args.preset == "own" and not args.subject_pattern and (several := in_several_folders(scans)):
+    if args.preset == "own" and (several := in_several_folders(scans, preset.subject)):
         subject, folders = next(iter(several.items()))
         print(
             f"{len(several)} subjects have scans in several folders, as {subject} in "
@@ -279,6 +290,12 @@ def main() -> None:
     subjects = {}
     for scan in sorted(rows, key=lambda scan: (scan.subject, preference(scan))):
         subjects.setdefault(scan.subject, []).append(scan)
+    if not series and (several := taken_of_several(subjects)):
+        first, second, *_ = several[0]
+        print(
+            f"{len(several)} of {len(subjects)} subjects have several scans of a visit, and nothing says which are "
+            f"alike: {first.name} and {second.name}, for two. Name what is meant with --series, such as 'T1|MPRAGE'."
+        )
 
     settings = slice_settings(args, preset.middle)
     work = args.output_dir.with_name(args.output_dir.name + ".work")

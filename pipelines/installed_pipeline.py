@@ -5,11 +5,13 @@ from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import diffusers
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
+from ..files import read_json
 from ..weights import load_component
 from .saving import carry_over, upload
 from .standalone_pipeline import StandalonePipeline
@@ -78,12 +80,15 @@ class InstalledPipeline(StandalonePipeline):
         has_variant = {name for name in cls.COMPONENTS if any((folder / name).glob(f"*.{variant}*.safetensors"))}
         if variant is not None and not has_variant:
             raise ValueError(f"{pretrained_model_name_or_path} holds no weights of the variant {variant}")
-        components = {}
+        components, saved = {}, read_json(folder / "model_index.json")
         for name, path in cls.COMPONENTS.items():
             if name in given:
                 components[name] = given[name]
                 continue
             component, options = component_class(path), {}
+            library, class_name = saved.get(name) or (None, None)
+            if library == "diffusers" and issubclass(component, SchedulerMixin):  # another solver than the usual one
+                component = getattr(diffusers, class_name, component)
             if issubclass(component, torch.nn.Module):
                 options = {"torch_dtype": dtypes[name], "variant": variant if name in has_variant else None}
             components[name] = load_component(component, folder / name, **options)
@@ -174,8 +179,11 @@ class InstalledPipeline(StandalonePipeline):
         private: bool = True,
         token: str | None = None,
         **kwargs,
-    ) -> None:
+    ) -> str:
         """Save and upload in one commit, after the checks of publish.py, where alone they can be overruled.
+
+        Returns:
+            the commit's address.
 
         Args:
             private: visibility of a new repository.
@@ -186,7 +194,7 @@ class InstalledPipeline(StandalonePipeline):
         """
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, **kwargs)
-            upload(Path(folder), repo_id, private, token, commit_message, name="this pipeline")
+            return upload(Path(folder), repo_id, private, token, commit_message, name="this pipeline")
 
 
 def component_class(path: str) -> type:

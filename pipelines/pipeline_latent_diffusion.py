@@ -1,5 +1,7 @@
 """Latent diffusion as a diffusers pipeline."""
 
+import inspect
+
 import torch
 from diffusers import DPMSolverMultistepScheduler, ImagePipelineOutput, UNet2DModel, VQModel
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -7,6 +9,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..baselines.latent_diffusion import padding
 from ..checks import check_count, check_equal
+from ..code_indices import nearest_codes
 from .token_pipeline import TokenPipeline
 
 
@@ -78,15 +81,17 @@ class LatentDiffusionPipeline(TokenPipeline):
         shape = (len(generators), config.in_channels, height + rows, width + columns)
         self.scheduler.set_timesteps(num_inference_steps, device=device)  # forgets the last batch's steps, too
         latents = randn_tensor(shape, generators, device, dtype) * self.scheduler.init_noise_sigma
+        is_random = "generator" in inspect.signature(self.scheduler.step).parameters  # of some solvers
+        noise = {"generator": generators} if is_random else {}
         for timestep in self.scheduler.timesteps:
             velocity = self.unet(latents, timestep).sample
-            latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+            latents = self.scheduler.step(velocity, timestep, latents, **noise, return_dict=False)[0]
             progress.update()
         embeddings = latents[..., :height, :width] / self.vqvae.config.scaling_factor
-        return quantize(self.vqvae, embeddings.to(self.vqvae.dtype)).view(len(generators), height, width)
+        return quantize(self.vqvae, embeddings)
 
 
 @apply_forward_hook
 def quantize(vqvae: VQModel, embeddings: torch.Tensor) -> torch.LongTensor:
-    """(B, D, h, w) -> (B * h * w,) the nearest codes; an offloaded VQGAN comes to the device for it."""
-    return vqvae.quantize(embeddings)[2][2]
+    """(B, D, h, w) -> (B, h, w) the nearest codes; an offloaded VQGAN comes to the device for it."""
+    return nearest_codes(vqvae, embeddings)

@@ -61,7 +61,8 @@ class VQIHDMPipeline(TokenPipeline):
 
     def embed_codes(self, code_indices: torch.LongTensor) -> torch.Tensor:
         """(B, h, w) code indices -> (B, D, h, w) standardised embeddings e_0."""
-        return self.denoiser.embed_codes(code_indices)
+        table = self.denoiser.code_embeddings  # an offloaded denoiser's is elsewhere than codes that were just found
+        return self.denoiser.embed_codes(code_indices.to(table.device)).to(self._execution_device)
 
     def prepare_latents(self, generators: list[torch.Generator], blurred: torch.Tensor | None = None) -> torch.Tensor:
         """Draw u_T = blur(e_0, sigma_T) + delta * noise, (N, D, h, w): where sampling starts.

@@ -26,8 +26,8 @@ def carry_over(source: Path, folder: Path) -> None:
 
 def upload(
     folder: Path, repo_id: str, private: bool, token: str | None, commit_message: str, name: str | None = None
-) -> None:
-    """Commit a saved pipeline to the Hub, with those of its companions that show no scan.
+) -> str:
+    """Commit a saved pipeline to the Hub, with those of its companions that show no scan; the commit's address.
 
     Args:
         name: what the sentences of a refusal call it; the folder's path when None.
@@ -41,4 +41,4 @@ def upload(
     repository = HubRepository(repo_id, private=private, token=token)
     contents: dict[str, Path | bytes] = {n: file for n, file in own_files(folder).items() if n not in SCANS}
     contents["README.md"] = str(model_card(folder, repository.repo_id)).encode()  # whose examples name the new place
-    repository.commit(contents, commit_message)
+    return repository.commit(contents, commit_message)

@@ -49,7 +49,8 @@ class StandalonePipeline(DiffusionPipeline):
         index.pop("_module", None)
         index["_class_name"] = self.save_code(type(self), folder)
         for name in self.COMPONENTS:
-            component = type(getattr(self, name))
+            part = getattr(self, name)
+            component = type(getattr(part, "_orig_mod", part))  # as torch.compile wraps it
             if component.__module__.split(".")[0] not in ("diffusers", "transformers"):
                 index[name] = self.save_code(component, folder / name)
         (folder / self.config_name).write_text(json.dumps(index, indent=2) + "\n")

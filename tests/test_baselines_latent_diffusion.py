@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from conftest import CODE_DIM, HEIGHT, NUM_CODES, WIDTH, run_script, tiny_vq_model
-from diffusers import DiffusionPipeline, UNet2DModel
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DModel, UniPCMultistepScheduler
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
 from vq_ihdm import LatentDiffusionPipeline, load_pipeline
@@ -121,6 +121,22 @@ def test_an_image_does_not_depend_on_its_batch():
     codes = draw(pipeline)
     assert len(codes.flatten(1).unique(dim=0)) == 5
     assert torch.equal(codes, draw(pipeline, chunk_size=2))
+
+
+@pytest.mark.parametrize(
+    ("solver", "options"),
+    [(UniPCMultistepScheduler, {}), (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"})],
+)
+def test_another_solver_is_kept_and_draws_each_image_by_its_own_generator(tmp_path, solver, options):
+    pipeline = pipeline_of(tiny_unet())
+    usual = draw(pipeline)
+    pipeline.scheduler = solver.from_config(pipeline.scheduler.config, **options)
+    codes = draw(pipeline)
+    assert not torch.equal(codes, usual) and torch.equal(codes, draw(pipeline, chunk_size=2))
+    pipeline.save_pretrained(tmp_path)
+    loaded = load_pipeline(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert type(loaded.scheduler) is solver and torch.equal(draw(loaded), codes)
 
 
 def test_saved_and_loaded_with_and_without_the_package(tmp_path, monkeypatch):

@@ -131,8 +131,9 @@ def test_one_step_and_its_ablations(benchmark, vqgan_run):
     page = (results / "README.md").read_text()
     systems = {(label, steps) for label, steps, _ in rows}
     assert page.count("\n| ") == 3 * len(systems) + 1  # the table, and ours in one step and in eight beside the others
-    verdicts = sum(page.count(f"| {word} |") for word in ("better", "worse", "cannot be told apart"))
-    assert verdicts == 2 * (len(systems) - 1)
+    words = ("better", "worse", "cannot be told apart")
+    of_several, of_one = (sum(page.count(f"| {word}{told} |") for word in words) for told in ("", " (one training)"))
+    assert of_several + of_one == 2 * (len(systems) - 1) and of_several == 2 * 6  # of ours and its peers
 
     _, results = benchmark("one_step_vs_absorbing.py", *flags, "--training_seeds", 0, 1, "--best_only")
     best = json.loads((results / "results.json").read_text())

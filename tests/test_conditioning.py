@@ -56,7 +56,7 @@ def test_the_vocabulary_of_a_set():
     train = people(2 * MIN_SUBJECTS + 2)
     known = {covariate.name: covariate for covariate in find_vocabulary(train, None, "here")}
     assert list(known) == ["age", "sex", "cdr", "slice_level"]  # not the centre, of which nobody said it matters
-    assert (known["age"].kind, known["age"].low, known["age"].high) == ("continuous", 22, 63)
+    assert (known["age"].kind, known["age"].low, known["age"].high) == ("continuous", 20, 65)
     assert known["age"].mean == pytest.approx(np.nanmean(np.array(train["age"], float)), rel=1e-6)
     assert known["slice_level"].kind == "level"
     assert known["sex"].categories == ("F", "M")
@@ -235,7 +235,7 @@ def people_set(tmp_path_factory):
 def test_what_a_model_can_be_asked_for_is_told():
     train = people(2 * MIN_SUBJECTS)
     assert describe_vocabulary(find_vocabulary(train, ["age"], "here"), train) == (
-        "the model can be asked for age (22 to 59); left out: sex, cdr, slice_level (a category counts where 10 "
+        "the model can be asked for age (20 to 60); left out: sex, cdr, slice_level (a category counts where 10 "
         "training subjects have it)"
     )
 
@@ -263,6 +263,34 @@ def test_the_prior_is_fitted_to_slices_beside_their_own_covariates(
         by_slice = dict(zip(train["subject"], seen["subjects"][view::2].tolist(), strict=True))
         assert [by_slice[subject] for subject in train["subject"]] == seen["subjects"][view::2].tolist()
     assert len(np.unique(seen["subjects"])) == 2 * MIN_SUBJECTS + 2
+
+
+def test_people_beyond_what_a_denoiser_knows_are_nobody_it_is_told_of(
+    people_set, tiny_preset, vqgan_run, tmp_path, monkeypatch
+):
+    """Their ages stand for others in its embedding, which knows 20 to 65."""
+    arguments = ("--config", tiny_preset, "--vqvae", vqgan_run / "best", "--max_train_steps", 1)
+    run_script("train_ihdm.py", *arguments, "--dataset_name", people_set, "--output_dir", tmp_path / "young")
+    older = tmp_path / "older" / "data"
+    older.mkdir(parents=True)
+    people(32).to_parquet(older / "train-00000-of-00001.parquet")  # of up to 82 years
+    people(4, first=90).to_parquet(older / "validation-00000-of-00001.parquet")
+    seen = {}
+
+    def recorded(states, *arguments, **keywords):
+        seen.update(keywords)
+        return fit_prior(states, *arguments, **keywords)
+
+    monkeypatch.setattr("vq_ihdm.fit_prior.fit_prior", recorded)
+    run_script(
+        "train_ihdm.py", *arguments, "--dataset_name", older.parent, "--output_dir", tmp_path / "old",
+        "--pretrained_model_name_or_path", tmp_path / "young" / "pipeline",
+    )  # fmt: skip
+    told, ages = seen["covariates"][::2, 0], torch.tensor(np.array(people(32)["age"], np.float32))
+    known = ages <= 65 + 4.5  # a tenth of the range beyond it
+    assert 40 < known.sum() < 60
+    torch.testing.assert_close(told[known], ages[known])
+    assert told[~known].isnan().all()
 
 
 def test_both_systems_learn_what_the_set_has(people_set, tiny_preset, vqgan_run, tmp_path):

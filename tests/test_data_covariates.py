@@ -90,6 +90,8 @@ def test_several_visits(tmp_path: Path):
     rows = ["I1,s,70,1/20/2006", "I2,s,71,2/11/2007", "I3,s,72,3/02/2008"]
     visits = CovariateTable(table(tmp_path / "t.csv", header, *rows), r"sub-(\w+)")
     assert visits.lookup("s", "2006-12-24", "")["age"] == 71  # the nearest date
+    with pytest.raises(InputError, match="is of 2016-12-24, .* days from the nearest visit"):
+        visits.lookup("s", "2016-12-24", "")
     assert visits.lookup("s", "2006-12-24", "I3")["age"] == 72  # the image's own row
     with pytest.raises(InputError, match="several rows"):
         visits.lookup("s", "", "")

@@ -2,15 +2,14 @@
 
 import pytest
 import torch
-from conftest import HEIGHT, NUM_CODES, WIDTH, tiny_vq_model
+from conftest import CODE_DIM, HEIGHT, NUM_CODES, WIDTH, tiny_vq_model
 from datasets import load_dataset
 
 import vq_ihdm.data.tokens
-from vq_ihdm.data.images import (
-    SliceTensors,
-)
+from vq_ihdm.code_indices import encode_images
+from vq_ihdm.data.images import SliceTensors
 from vq_ihdm.data.tokens import encode_split
-from vq_ihdm.vqgan.model import load_vq_model
+from vq_ihdm.vqgan.model import create_vq_model, load_vq_model
 
 
 @pytest.fixture
@@ -30,6 +29,22 @@ def test_tokens_are_the_codes_of_each_slice_and_its_mirror_image(split):
                 nearest = vqvae.quantize(vqvae.encode(image[None]).latents)[2][2]
                 assert torch.equal(codes[index, view].flatten(), nearest)
     assert torch.equal(encode_split(vqvae, split, mirrored=False), codes[:, 0])
+
+
+def test_half_precision_finds_the_codes_of_its_latents(split):
+    """Among many codes the distances of bfloat16 have ties that are none."""
+    torch.manual_seed(0)
+    vqvae = create_vq_model(32, [8, 8, 8], 1, CODE_DIM, CODE_DIM, 4096, 4).eval().to(torch.bfloat16)
+    torch.nn.init.normal_(vqvae.quantize.embedding.weight, std=0.5)
+    images = torch.stack([SliceTensors(split)[index] for index in range(8)]).to(torch.bfloat16)
+    with torch.no_grad():
+        latents = vqvae.encode(images).latents.movedim(1, -1).flatten(0, 2).double()
+    codebook = vqvae.quantize.embedding.weight.double()
+    distances = (latents[:, None] - codebook).square().sum(-1)
+    found = encode_images(vqvae, images).flatten()
+    torch.testing.assert_close(distances.gather(1, found[:, None])[:, 0], distances.amin(1), rtol=1e-3, atol=1e-5)
+    coarse = vqvae.quantize(vqvae.encode(images).latents)[2][2]
+    assert (distances.gather(1, coarse[:, None])[:, 0] > 1.01 * distances.amin(1)).any()
 
 
 def test_tokens_are_cached_by_content(split, tmp_path):

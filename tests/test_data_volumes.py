@@ -315,6 +315,23 @@ def test_ids_in_several_folders_are_told(tmp_path: Path, capsys: pytest.CaptureF
     assert "2 subjects have scans in several folders, as 000 in sub-000_S_0000 and" in capsys.readouterr().out
     build(tmp_path / "bids", tmp_path / "set", *options)
     assert "several folders" not in capsys.readouterr().out
+    for number in range(4):
+        for part, place in enumerate(("siteA", "siteB")):
+            save(distinct(10 * number + part), tmp_path / "patterned" / place / f"P{number:03d}" / "v1" / "t1.nii")
+    build(tmp_path / "patterned", tmp_path / "set", *options, "--subject_pattern", "(P[0-9]+)")
+    assert "4 subjects have scans in several folders, as P000 in siteA/P000 and siteB/P000" in capsys.readouterr().out
+
+
+def test_scans_of_a_visit_that_nothing_tells_apart_are_told(tmp_path: Path, capsys: pytest.CaptureFixture):
+    for number in range(4):
+        for sequence in ("FLAIR", "MPRAGE") if number else ("MPRAGE",):
+            save(distinct(10 * number + len(sequence)), tmp_path / "scans" / f"sub-{number:02d}" / f"{sequence}.nii")
+    options = ("--split", 0.5, 0.5, 0)
+    build(tmp_path / "scans", tmp_path / "set", *options)
+    said = capsys.readouterr().out
+    assert "3 of 4 subjects have several scans of a visit" in said and "sub-01/FLAIR.nii and sub-01/MPRAGE.nii" in said
+    build(tmp_path / "scans", tmp_path / "set", *options, "--series", "mprage")
+    assert "several scans of a visit" not in capsys.readouterr().out
 
 
 def test_zeros_around_standardised_intensities_are_air(tmp_path: Path):

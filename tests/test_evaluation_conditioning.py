@@ -88,6 +88,8 @@ def test_the_mark_of_a_tokenizer_is_told_apart_from_what_a_model_does_not_know()
     scans, decoded = figures["synthetic_error", "age"], figures["decoded_synthetic_error", "age"]
     assert scans.generated.value > 2 * scans.floor.value
     assert abs(decoded.generated.details["difference"]) < 0.15 * decoded.floor.value
+    apart = decoded.generated.value - decoded.ceiling.value  # both are asked about decoded scans
+    assert decoded.generated.details["difference"] == pytest.approx(apart)
     # What a perfect second stage would have: wrong about scans, too, and right about decoded ones.
     assert scans.ceiling.value > 2 * scans.floor.value
     assert decoded.ceiling.value == pytest.approx(decoded.floor.value, rel=1e-3)
@@ -95,6 +97,41 @@ def test_the_mark_of_a_tokenizer_is_told_apart_from_what_a_model_does_not_know()
     # A model that does not obey is no use about decoded scans either.
     disobedient = measure(decode(labelled(240, 1, seed=2, obeys=0.0)), decoded=(stand_in, held_out))
     assert disobedient["decoded_synthetic_error", "age"].generated.details["difference_interval"][0] > 0
+
+
+def test_a_guess_without_an_image_stands_beside_the_probes():
+    generated = labelled(240, 1, seed=2)
+    figures = measure(generated)
+    ages = figures["guess_error", "age"]
+    median = np.median(TRAINING.table[:, 0])
+    assert ages.floor.value == pytest.approx(np.abs(HELD_OUT.table[:, 0] - median).mean())
+    assert ages.generated.value == pytest.approx(np.abs(generated.table[:, 0] - median).mean())
+    assert ages.floor.interval[0] > figures["control_error", "age"].floor.value
+    assert figures["guess_accuracy", "sex"].floor.value == figures["guess_accuracy", "sex"].generated.value == 0.5
+
+
+def test_halves_of_the_people_have_every_category():
+    """Balanced accuracy over fewer categories has another chance level: a guess stays at one half on every half."""
+    few = HELD_OUT.take(np.flatnonzero((HELD_OUT.table[:, 1] == 0) | (HELD_OUT.groups % 7 == 0)))
+    assert len(np.unique(few.groups[few.table[:, 1] == 1])) == 3
+    guess = conditioning_figures([AGE, SEX], TRAINING, few, labelled(240, 1, seed=2))
+    assert {f.floor.interval for f in guess if f.name == "guess_accuracy"} == {(0.5, 0.5)}
+
+
+def test_a_category_of_a_single_person_is_not_asked_about():
+    sexes = np.where(TRAINING.groups % 2 == 0, 0.0, 1.0)
+    rare = Covariate("site", "category", categories=("A", "B", "C"))
+    alone = np.where(HELD_OUT.groups == 0, 2.0, HELD_OUT.groups % 2.0)
+
+    def of(images: Labelled, values: np.ndarray) -> Labelled:
+        return images._replace(table=values[:, None].astype(float))
+
+    generated = labelled(240, 1, seed=2)
+    figures = conditioning_figures(
+        [rare], of(TRAINING, sexes), of(HELD_OUT, alone), of(generated, generated.groups % 3)
+    )
+    control = next(figure for figure in figures if figure.name == "control_accuracy")
+    assert control.floor.num_images == len(HELD_OUT.groups) - 4 and control.generated.num_images == 240
 
 
 def test_a_group_that_is_served_badly_is_seen():

@@ -113,3 +113,4 @@ def test_sigma_schedule_is_evenly_spaced_in_log():
     torch.testing.assert_close(sigmas[[0, -1]], torch.tensor([0.5, 24.0], dtype=torch.float64))
     ratios = sigmas[1:] / sigmas[:-1]
     torch.testing.assert_close(ratios, torch.full_like(ratios, 48 ** (1 / 199)))
+    torch.testing.assert_close(sigma_schedule(0.5, 24.0, 1), torch.tensor([24.0], dtype=torch.float64))  # sigma_T

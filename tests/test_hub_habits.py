@@ -41,6 +41,16 @@ def test_a_pipeline_with_weights_elsewhere_is_taken_apart_and_put_together(pipel
     type(pipeline).from_pipe(pipeline)
 
 
+def test_a_compiled_network_is_saved_as_it_was_before(pipeline, tmp_path: Path):
+    expected = draw(pipeline)
+    for name in ("denoiser", "vqvae"):
+        setattr(pipeline, name, torch.compile(getattr(pipeline, name)))  # compiled when it is called, which it is not
+    pipeline.save_pretrained(tmp_path)
+    loaded = VQIHDMPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(draw(loaded), expected)
+
+
 def test_remote_code_may_be_trusted_where_none_is_run(pipeline_folder: Path, pipeline):
     trusting = VQIHDMPipeline.from_pretrained(pipeline_folder, trust_remote_code=True)
     trusting.set_progress_bar_config(disable=True)

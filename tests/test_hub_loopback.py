@@ -190,7 +190,8 @@ def test_a_loaded_pipeline_is_saved_and_published_complete(
     assert {name: digest for name, digest in contents_of(saved).items() if name != "README.md"} == contents_of(
         published
     )
-    author.run("pipe.push_to_hub('tester/from-author')")
+    address = author.run("answer = pipe.push_to_hub('tester/from-author')")
+    assert "/tester/from-author/commit/" in address
     repository = hub.repositories["model", "tester/from-author"]
     # Thumbnails of the training set leave by publish.py alone.
     assert set(repository.files) == {*contents_of(saved), ".gitattributes"} - {"audit_index.safetensors"}

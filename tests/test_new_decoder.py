@@ -52,6 +52,16 @@ def test_the_same_codes_are_drawn_and_decoded_otherwise(model: Path, tmp_path: P
     run_script("src/vq_ihdm/__main__.py", *command)  # its own earlier output may be replaced
 
 
+def test_latents_keep_their_scale(model: Path, tmp_path: Path):
+    """That of latent diffusion stands in the config of the VQModel, where a decoder's training leaves 1."""
+    decoder = trained_further(model, tmp_path / "decoder", "decoder")
+    vqvae = VQIHDMPipeline.from_pretrained(model).vqvae
+    vqvae.register_to_config(scaling_factor=0.25)
+    vqvae.save_pretrained(model / "vqvae")
+    exchange_decoder(str(model), str(decoder), tmp_path / "out")
+    assert load_pipeline(tmp_path / "out").vqvae.config.scaling_factor == 0.25
+
+
 @pytest.mark.parametrize("part", ["encoder", "quantize", "quant_conv"])
 def test_other_codes_are_refused(model: Path, tmp_path: Path, part: str):
     other = trained_further(model, tmp_path / "other", part)

@@ -51,13 +51,17 @@ def test_a_tokenizer_of_other_slices_is_told(ihdm, vqgan_run, tmp_path, capsys):
     assert "learnt on another set" not in capsys.readouterr().out
     vqvae = shutil.copytree(vqgan_run / "best", tmp_path / "vqvae")
     file = vqvae / "training.json"
-    for name, other in (("source", "OASIS-1"), ("digest", "0123456789abcdef")):
+    for name, other, told in (
+        ("source", "OASIS-1", "let it learn on"),
+        ("digest", "0123456789abcdef", "people who are held out here may have been in its training"),
+    ):
         record = json.loads((vqgan_run / "best" / "training.json").read_text())
         for entry in (record["data"], *(stage["data"] for stage in record["stages"])):
             entry[name] = other
         file.write_text(json.dumps(record))
         ihdm("--max_train_steps", 1, "--vqvae", vqvae, output_dir=tmp_path / name)
-        assert f"{vqvae} learnt on another set ({record['data']['source']})" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert f"{vqvae} learnt on another set ({record['data']['source']}): " in said and told in said
 
 
 def test_a_denoiser_that_stopped_goes_on_bit_for_bit(ihdm, ihdm_run):

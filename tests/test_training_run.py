@@ -5,13 +5,17 @@ import json
 import os
 import resource
 import shutil
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from accelerate.tracking import GeneralTracker
 from killing import child, reap
+from PIL import Image
 from tiny_training import assert_same_run, parser, train
 from torch import nn
 
@@ -23,6 +27,28 @@ from vq_ihdm.training.ema import EMA
 from vq_ihdm.training.preparation import TimedAccelerator
 from vq_ihdm.training.run import TrainingRun, stop_if_diverged
 from vq_ihdm.training.state import load_state
+
+
+class FarTracker(GeneralTracker):
+    """A tracker that sends what it gets somewhere else."""
+
+    name, requires_logging_directory, tracker = "wandb", False, None
+
+    def __init__(self):
+        super().__init__()
+        self.got = {}
+
+    def log(self, values: dict, step: int) -> None:
+        self.got |= values
+
+
+def test_no_picture_of_a_scan_is_sent_away(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Image=lambda picture: picture))
+    far, picture = FarTracker(), Image.new("L", (8, 8))
+    accelerator = SimpleNamespace(trackers=[far])
+    for name, shows_scans in (("samples", False), ("reconstructions", True)):
+        vq_ihdm.training.run._log_picture(accelerator, name, picture, 1, shows_scans)
+    assert far.got == {"samples": picture}
 
 
 @pytest.fixture(scope="module")

@@ -65,9 +65,14 @@ def encode_images(vqvae: VQModel, images: torch.Tensor) -> torch.LongTensor:
     """(B, 1, H, W) in [-1, 1] -> (B, h, w) code indices."""
     parts = []
     for batch in images.split(CPU_BATCH if images.device.type == "cpu" else len(images)):
-        latents = vqvae.encode(batch).latents
-        parts.append(vqvae.quantize(latents)[2][2].view(len(batch), *latents.shape[2:]))
+        parts.append(nearest_codes(vqvae, vqvae.encode(batch).latents))
     return torch.cat(parts)
+
+
+def nearest_codes(vqvae: VQModel, latents: torch.Tensor) -> torch.LongTensor:
+    """(B, D, h, w) -> (B, h, w), as `vqvae.quantize` in float32: half precision is too coarse for these distances."""
+    flat, codebook = latents.movedim(1, -1).flatten(0, -2).float(), vqvae.quantize.embedding.weight.float()
+    return torch.cdist(flat, codebook).argmin(1).view(len(latents), *latents.shape[2:])
 
 
 @torch.no_grad()
@@ -129,7 +134,8 @@ class StandalonePipeline(DiffusionPipeline):
         index.pop("_module", None)
         index["_class_name"] = self.save_code(type(self), folder)
         for name in self.COMPONENTS:
-            component = type(getattr(self, name))
+            part = getattr(self, name)
+            component = type(getattr(part, "_orig_mod", part))  # as torch.compile wraps it
             if component.__module__.split(".")[0] not in ("diffusers", "transformers"):
                 index[name] = self.save_code(component, folder / name)
         (folder / self.config_name).write_text(json.dumps(index, indent=2) + "\n")
@@ -355,7 +361,8 @@ class VQIHDMPipeline(TokenPipeline):
 
     def embed_codes(self, code_indices: torch.LongTensor) -> torch.Tensor:
         """(B, h, w) code indices -> (B, D, h, w) standardised embeddings e_0."""
-        return self.denoiser.embed_codes(code_indices)
+        table = self.denoiser.code_embeddings  # an offloaded denoiser's is elsewhere than codes that were just found
+        return self.denoiser.embed_codes(code_indices.to(table.device)).to(self._execution_device)
 
     def prepare_latents(self, generators: list[torch.Generator], blurred: torch.Tensor | None = None) -> torch.Tensor:
         """Draw u_T = blur(e_0, sigma_T) + delta * noise, (N, D, h, w): where sampling starts.

@@ -14,9 +14,14 @@ def encode_images(vqvae: VQModel, images: torch.Tensor) -> torch.LongTensor:
     """(B, 1, H, W) in [-1, 1] -> (B, h, w) code indices."""
     parts = []
     for batch in images.split(CPU_BATCH if images.device.type == "cpu" else len(images)):
-        latents = vqvae.encode(batch).latents
-        parts.append(vqvae.quantize(latents)[2][2].view(len(batch), *latents.shape[2:]))
+        parts.append(nearest_codes(vqvae, vqvae.encode(batch).latents))
     return torch.cat(parts)
+
+
+def nearest_codes(vqvae: VQModel, latents: torch.Tensor) -> torch.LongTensor:
+    """(B, D, h, w) -> (B, h, w), as `vqvae.quantize` in float32: half precision is too coarse for these distances."""
+    flat, codebook = latents.movedim(1, -1).flatten(0, -2).float(), vqvae.quantize.embedding.weight.float()
+    return torch.cdist(flat, codebook).argmin(1).view(len(latents), *latents.shape[2:])
 
 
 @torch.no_grad()

@@ -35,6 +35,7 @@ def exchange_decoder(pipeline: str, vqvae: str, output_dir: Path) -> None:
             f"{vqvae} has other codes than {pipeline}, whose denoiser would be lost on them; train it with "
             "--train_decoder_only from the VQModel of that pipeline"
         )
+    model.register_to_config(scaling_factor=pipe.vqvae.config.scaling_factor)  # of latent diffusion, for its codes
     pipe.register_modules(vqvae=model)
     with replacing(output_dir) as folder:
         pipe.save_pretrained(folder)

@@ -43,8 +43,8 @@ class HubRepository:
 
     def commit(
         self, contents: Contents, message: str, mirror: bool = False, on_failure: str = "nothing was published"
-    ) -> None:
-        """Add files in a single commit.
+    ) -> str:
+        """Add files in a single commit, whose address is returned.
 
         Args:
             mirror: remove every other file; it stays in the repository's history.
@@ -58,7 +58,8 @@ class HubRepository:
             if mirror:
                 there = set(self.api.list_repo_files(self.repo_id, repo_type=self.repo_type)) - {".gitattributes"}
                 operations += [CommitOperationDelete(name) for name in sorted(there - set(contents))]
-            self.api.create_commit(self.repo_id, operations, commit_message=message, repo_type=self.repo_type)
+            commit = self.api.create_commit(self.repo_id, operations, commit_message=message, repo_type=self.repo_type)
+            return commit.commit_url
 
 
 @contextmanager

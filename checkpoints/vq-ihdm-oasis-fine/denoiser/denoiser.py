@@ -373,7 +373,7 @@ class VQIHDMDenoiser(KnowsCovariates, PreTrainedModel):
         """
         Args:
             sample: (B, D, H, W) the state: blurred embeddings, sharp ones where codes are known.
-            sigma: (B,) blur width of the state in grid cells.
+            sigma: (B,) blur width of the state in grid cells; networks that train_ihdm.py trained know sigma_T alone.
             known: (B, H, W) which positions are revealed; none when left out.
             covariates: (B, C) table of `vq_ihdm.covariates`, NaN where not given; nothing is given when left out.
         """

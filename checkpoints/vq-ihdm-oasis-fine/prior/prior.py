@@ -241,8 +241,12 @@ def blur(u: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
 
 
 def sigma_schedule(sigma_min: float, sigma_max: float, num_sigmas: int) -> torch.Tensor:
-    """`num_sigmas` blur widths from sigma_min to sigma_max, ascending and evenly spaced in log sigma, float64."""
-    return torch.logspace(math.log10(sigma_min), math.log10(sigma_max), num_sigmas, dtype=torch.float64)
+    """`num_sigmas` blur widths from sigma_min to sigma_max, ascending and evenly spaced in log sigma, float64.
+
+    A single one is sigma_max.
+    """
+    # From the upper end, which is what a single one has to be.
+    return torch.logspace(math.log10(sigma_max), math.log10(sigma_min), num_sigmas, dtype=torch.float64).flip(0)
 
 
 def surviving_modes(sigma: float, height: int, width: int, min_gain: float = 0.05) -> torch.Tensor:

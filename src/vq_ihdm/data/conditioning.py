@@ -85,7 +85,8 @@ def describe_column(train: Dataset, name: str, subjects: Sequence) -> Covariate 
     if len(set(present)) < 2:
         return None
     numbers = np.array(present, float)
-    step = 10.0 ** (math.floor(math.log10(np.ptp(numbers))) - 1)  # an extreme value is somebody's
+    # An extreme value is somebody's: of a range of 10 to 99 years the ends go outwards to steps of five.
+    step = 5 * 10.0 ** (math.floor(math.log10(np.ptp(numbers))) - 1)
     low, high = (round(r(x / step) * step, 9) for r, x in ((math.floor, numbers.min()), (math.ceil, numbers.max())))
     if name == LEVEL:
         return Covariate(name, "level", max(low, 0.0), min(high, 1.0))
@@ -120,8 +121,10 @@ def askable(known: Sequence[Covariate], table: torch.Tensor) -> torch.Tensor:
         except ValueError:
             return math.nan
 
-    columns = zip(known, table.T.tolist(), strict=True)
-    return torch.tensor([[asked(covariate, number) for number in column] for covariate, column in columns]).T
+    table = table.clone()
+    for column, covariate in enumerate(known):
+        table[:, column] = torch.tensor([asked(covariate, number) for number in table[:, column].tolist()])
+    return table
 
 
 def withhold(table: torch.Tensor, share: float) -> torch.Tensor:

@@ -29,6 +29,7 @@ COVARIATES = {
     "diagnosis": ("diagnosis", "dx", "group", "research group", "dx_bl"),
     "cdr": ("cdr",),
 }
+MAX_DAYS = 365  # between a scan and the visit whose diagnosis and age it gets
 MOST_DIAGNOSES = 20  # of a study: more are free text, which may hold dates and names
 SEXES = {"f": "F", "female": "F", "2": "F", "m": "M", "male": "M", "1": "M"}  # numbers as in ISO/IEC 5218
 CDR = ["0", "0.5", "1", "2", "3"]  # Clinical Dementia Rating
@@ -245,23 +246,32 @@ class CovariateTable:
             path: of the scan; a row whose own id stands there, such as OAS1_0001_MR2, is meant.
 
         Raises:
-            InputError: no row, rows of other sessions alone, or rows that differ and nothing to choose by.
+            InputError: no row, rows of other sessions alone, none within `MAX_DAYS`, or rows that differ and nothing
+                to choose by.
         """
         rows = self.subjects.index[self.subjects == subject]
         if rows.empty:
             raise InputError(
                 f"has no row in the table of covariates; add one of {subject}, or tell ids by --subject_pattern."
             )
+        is_named = False
         for known in (
             (self.image_ids[rows] == image_id.upper().removeprefix("I")) & (image_id != ""),
             (self.sessions[rows] == session) & (session != ""),
             self.names[rows].map(lambda name: name in path),
         ):
             matching = rows[known[rows]]
-            rows = rows if matching.empty else matching
+            if not matching.empty:
+                rows, is_named = matching, True
         distances = (self.dates[rows] - pd.to_datetime(date or None, errors="coerce")).abs()
         if distances.notna().any():
-            rows = rows[distances == distances.min()]
+            nearest = distances.min()
+            if nearest.days > MAX_DAYS and not is_named:
+                raise InputError(
+                    f"is of {date}, {nearest.days} days from the nearest visit in the table of covariates; add its "
+                    "visit, or leave dates out of the table where a row holds for all visits."
+                )
+            rows = rows[distances == nearest]
         elif session and not self.sessions[rows].isin(["", session]).any():
             raise InputError(f"has no row of session {session} in the table of covariates; add one.")
         found = self.covariates.loc[rows].drop_duplicates()

@@ -21,12 +21,13 @@ def strip_skull(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
 def correct_bias(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """A volume (X, Y, Z) divided by its bias field, which N4 finds (Tustison et al., IEEE TMI 2010).
 
+    A field multiplies what is above zero: where there are lower values, as in standardised volumes, the lowest is zero.
     The field is fitted where the volume is bright by Otsu's threshold, and has a mean of about 1 there.
     """
     import SimpleITK as sitk
 
-    sizes = nib.affines.voxel_sizes(affine)
-    volume = sitk.GetImageFromArray(np.maximum(data, 0).transpose(2, 1, 0))  # of ITK's (x, y, z), in NumPy's order
+    sizes, data = nib.affines.voxel_sizes(affine), data - min(0, data.min())
+    volume = sitk.GetImageFromArray(data.transpose(2, 1, 0))  # of ITK's (x, y, z), in NumPy's order
     volume.SetSpacing(sizes.tolist())
     coarse = sitk.Shrink(volume, [max(1, round(BIAS_GRID_MM / size)) for size in sizes])
     bright = sitk.OtsuThreshold(coarse, 0, 1, 200)

@@ -42,11 +42,13 @@ def load_tokens(
     learnt_on = [stage["data"] for stage in tokenizer_stages(args.vqvae)]
     data = data_facts(args.dataset_name, splits)
     if learnt_on and all(is_other_set(data, other) for other in learnt_on):
-        sources = " and ".join(dict.fromkeys(other["source"] for other in learnt_on))
-        accelerator.print(
-            f"{args.vqvae} learnt on another set ({sources}): if it blurs these slices, so will the second stage; let "
-            "it learn on with train_vqgan.py --pretrained_model_name_or_path"
-        )
+        sources = list(dict.fromkeys(other["source"] for other in learnt_on))
+        if data["source"] in sources:  # made anew, and perhaps split otherwise
+            remedy = "people who are held out here may have been in its training, which no audit sees; train it again"
+        else:
+            remedy = "if it blurs these slices, so will the second stage; let it learn on"
+            remedy += " with train_vqgan.py --pretrained_model_name_or_path"
+        accelerator.print(f"{args.vqvae} learnt on another set ({' and '.join(sources)}): {remedy}")
     with accelerator.main_process_first():  # the first one fills the cache for all
         train_codes = encode_split(vqvae, splits["train"], mirrored=args.random_flip)
         held_out_codes = encode_split(vqvae, splits["validation"], mirrored=False).to(accelerator.device)

@@ -6,7 +6,9 @@ subjects, or generated images, that it is asked about.
 
 A tokenizer leaves its mark on every image it decodes, and a probe of such images is wrong about scans that lack it. So
 the probe of generated images is also asked about held-out scans that went through the tokenizer, as whoever trains on
-synthetic images can send theirs: what it then misses is the model's, and the rest was the mark's.
+synthetic images can send theirs: what it then misses more than a probe of decoded training images is the model's.
+
+Beside every probe stands a guess that sees no image: the median of the training images, or one and the same category.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from sklearn.decomposition import PCA
+from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.linear_model import Ridge, RidgeClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -46,9 +49,15 @@ class Labelled(NamedTuple):
     def take(self, chosen: np.ndarray) -> "Labelled":
         return Labelled(*(array[chosen] for array in self))
 
-    def known(self, column: int) -> "Labelled":
-        """The images whose value of a covariate is known."""
-        return self.take(~np.isnan(self.table[:, column]))
+    def known(self, column: int, covariate: Covariate) -> "Labelled":
+        """The images whose value of a covariate is known, and a category that two groups have: halves need one each."""
+        values = self.table[:, column]
+        known = ~np.isnan(values)
+        if covariate.kind == "category":
+            for category in np.unique(values[known]):
+                of_it = values == category
+                known &= ~of_it | (len(np.unique(self.groups[of_it])) > 1)
+        return self.take(known)
 
     @property
     def enough(self) -> bool:
@@ -72,7 +81,7 @@ def conditioning_figures(
     """
     figures = []
     for column, covariate in enumerate(known):
-        sides = [side.known(column) for side in (training, held_out, generated, *(decoded or ()))]
+        sides = [side.known(column, covariate) for side in (training, held_out, generated, *(decoded or ()))]
         if all(side.enough for side in sides):
             figures += probe_figures(covariate, column, *sides)
             figures += group_figures(covariate, column, *sides[:3])
@@ -93,12 +102,14 @@ def probe_figures(
     Utility: probes of generated images, alone and with the real ones, asked about held-out people (floor: the probe of
     the real ones). The floor's subjects are the same, so the difference to it has an interval of its own.
 
-    Ceiling, where there is a tokenizer: the same with decoded images of real people in place of the generated ones.
+    Ceiling, where there is a tokenizer: the same with decoded images of real people in place of the generated ones. It
+    is what a probe that is asked about decoded scans is compared with: the floor is asked another question.
     """
 
     def learn(images: Labelled) -> Callable[[Labelled], Estimate]:
         return partial(ask, fit_probe(covariate, column, images), covariate, column)
 
+    guess = partial(ask, fit_guess(covariate, column, training), covariate, column)
     of_real, of_generated = learn(training), learn(generated)
     of_both = learn(Labelled(*map(np.concatenate, zip(training, generated, strict=True))))
     real = of_real(held_out)
@@ -110,15 +121,22 @@ def probe_figures(
     ceiling = {}
     if stand_in is not None:
         of_stand_in = learn(stand_in)
-        measured["decoded_synthetic"] = beside(of_generated(held_out_decoded), real)
         ceiling["control"] = of_real(held_out_decoded)
         ceiling["synthetic"] = of_stand_in(held_out)
         ceiling["decoded_synthetic"] = of_stand_in(held_out_decoded)
+        measured["decoded_synthetic"] = beside(of_generated(held_out_decoded), ceiling["decoded_synthetic"])
     kind = "accuracy" if covariate.kind == "category" else "error"
-    return [
+    figures = [
         Figure(f"{name}_{kind}", covariate.name, estimate, ceiling.get(name), real)
         for name, estimate in measured.items()
     ]
+    return [*figures, Figure(f"guess_{kind}", covariate.name, guess(generated), floor=guess(held_out))]
+
+
+def fit_guess(covariate: Covariate, column: int, images: Labelled) -> DummyClassifier | DummyRegressor:
+    """What is best to say of an image that nobody has looked at."""
+    blind = DummyClassifier() if covariate.kind == "category" else DummyRegressor(strategy="median")
+    return blind.fit(images.features, images.table[:, column])
 
 
 def fit_probe(covariate: Covariate, column: int, images: Labelled) -> Pipeline:
@@ -128,23 +146,28 @@ def fit_probe(covariate: Covariate, column: int, images: Labelled) -> Pipeline:
     return make_pipeline(StandardScaler(), components, linear).fit(images.features, images.table[:, column])
 
 
-def ask(probe: Pipeline, covariate: Covariate, column: int, images: Labelled) -> Estimate:
-    """The probe's score."""
+def ask(
+    probe: Pipeline | DummyClassifier | DummyRegressor, covariate: Covariate, column: int, images: Labelled
+) -> Estimate:
+    """The probe's score. Halves that lack a category are left out: chance is another among fewer."""
     predicted, true = probe.predict(images.features), images.table[:, column]
 
     def score(rows: np.ndarray) -> float:
         if covariate.kind != "category":
             return float(np.abs(predicted[rows] - true[rows]).mean())
         right = predicted[rows] == true[rows]
-        return float(np.mean([right[true[rows] == category].mean() for category in np.unique(true[rows])]))
+        return float(np.mean([right[true[rows] == category].mean() for category in categories]))
 
     highest = 1 if covariate.kind == "category" else np.inf
-    resampled = [score(half) for half in half_samples(images.groups)]
+    categories, halves = np.unique(true), half_samples(images.groups)
+    if covariate.kind == "category":
+        halves = [half for half in halves if len(np.unique(true[half])) == len(categories)]
+    resampled = [score(half) for half in halves]
     return estimate(score(np.arange(len(true))), resampled, len(true), 0, highest)
 
 
 def beside(measured: Estimate, real: Estimate) -> Estimate:
-    """`measured` with its difference to the real one's, of the same subjects, in its details."""
+    """`measured` with its difference to one of real images, asked about the same subjects, in its details."""
     apart = difference(measured, real)
     details = {"difference": apart.value, "difference_interval": list(apart.interval)}
     return Estimate(measured.value, measured.interval, measured.num_images, details, measured.resampled)

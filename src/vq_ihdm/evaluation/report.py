@@ -79,6 +79,8 @@ KINDS = {
     ),
     "augmented_error": Kind("covariates", "Trained on real and synthetic images, error", "lower"),
     "augmented_accuracy": Kind("covariates", "Trained on real and synthetic images, accuracy", "higher"),
+    "guess_error": Kind("covariates", "A guess without an image, error", "floor"),
+    "guess_accuracy": Kind("covariates", "A guess without an image, accuracy", "floor"),
     "group_kid": Kind("covariates", "KID within a group", "lower"),
     "ms_ssim": Kind("diversity", "MS-SSIM between pairs", "floor"),
     "ms_ssim_same_level": Kind("diversity", "MS-SSIM between pairs of one slice level", "floor"),
@@ -114,10 +116,11 @@ EXPLANATIONS = {
         "is the same probe on held-out people. Synthetic, augmented: a probe trained on the generated images, alone or "
         "with the real ones, tested on held-out people; the floor is the probe trained on real images alone. Decoded "
         "scans: tested on held-out people whose images went through the tokenizer, which bears its mark as generated "
-        "images do. The ceiling has decoded training images in place of generated ones, and for control decoded "
-        "images of held-out people. Numbers: mean absolute error; categories: balanced accuracy. Intervals are over "
-        "those who are tested. Groups: KID of the images asked for against held-out people of the same group, over "
-        "pairs of different people."
+        "images do: to be compared with the ceiling, which is asked the same. The ceiling has decoded training images "
+        "in place of generated ones, and for control decoded images of held-out people. A guess says the median of the "
+        "training images, or always one category: what is no better has not been learnt. Numbers: mean absolute "
+        "error; categories: balanced accuracy. Intervals are over those who are tested. Groups: KID of the images "
+        "asked for against held-out people of the same group, over pairs of different people."
     ),
     "diversity": (
         "MS-SSIM of pairs of different subjects: above the floor there is less variety than among people. A duplicate "

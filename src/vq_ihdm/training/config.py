@@ -59,7 +59,12 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--checkpoints_total_limit", type=positive_int, default=2)
     add("--resume_from_checkpoint", help="a checkpoint folder, or 'latest'")
     add("--validation_steps", type=positive_int, default=5_000)
-    add("--report_to", choices=["tensorboard", "trackio", "wandb", "none"], default="tensorboard")
+    add(
+        "--report_to",
+        choices=["tensorboard", "trackio", "wandb", "none"],
+        default="tensorboard",
+        help="trackio and wandb, which may be elsewhere, get no picture that shows scans",
+    )
     add("--tracker_project_name", help="by default the name of what is trained")
     add("--logging_dir", help="by default logs/ in --output_dir")
     add("--push_to_hub", action="store_true", help="publish the result (of stage 1 last/) when it is complete")

@@ -4,7 +4,7 @@ import argparse
 import copy
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -159,12 +159,15 @@ class TrainingRun:
         due = self.step % self.args.validation_steps == 0 or self.is_last
         return due and self.accelerator.is_main_process
 
-    def keep(self, metrics: dict[str, float], pictures: dict[str, Image.Image]) -> None:
+    def keep(
+        self, metrics: dict[str, float], pictures: Mapping[str, Image.Image], scans: Mapping[str, Image.Image] = {}
+    ) -> None:
         """Log a validation, and keep the averaged network where it is the best so far, or the last.
 
         Args:
             metrics: held-out measures by name, the lower the better; the first decides which network is the best.
             pictures: by name.
+            scans: others, on which real people are seen: they stay on this machine.
 
         Raises:
             InputError: a measure is NaN or infinite; the last checkpoint stays as it is.
@@ -172,9 +175,9 @@ class TrainingRun:
         stop_if_diverged(metrics, self.step)
         self.progress.write(f"step {self.step}: " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
         self.accelerator.log({f"validation/{key}": value for key, value in metrics.items()}, step=self.step)
-        for key, picture in pictures.items():
+        for key, picture in {**pictures, **scans}.items():
             save_picture(picture, self.output_dir / f"{key}.png")
-            _log_picture(self.accelerator, f"validation/{key}", picture, self.step)
+            _log_picture(self.accelerator, f"validation/{key}", picture, self.step, shows_scans=key in scans)
         measure = next(iter(metrics))
         metrics = metrics | {"step": self.step, "images_seen": self.images_seen, "seconds": self.seconds}
         self.last = metrics
@@ -283,11 +286,13 @@ def _start_trackers(args: argparse.Namespace, accelerator: TimedAccelerator, nam
     accelerator.init_trackers(args.tracker_project_name or name, settings)
 
 
-def _log_picture(accelerator: Accelerator, name: str, picture: Image.Image, step: int) -> None:
-    """Hand a picture to every tracker of the run."""
+def _log_picture(accelerator: Accelerator, name: str, picture: Image.Image, step: int, shows_scans: bool) -> None:
+    """Hand a picture to every tracker of the run; one that shows scans to those alone that send nothing away."""
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":
             tracker.writer.add_image(name, np.asarray(picture), step, dataformats="HW")
+        elif shows_scans:
+            continue
         elif tracker.name == "wandb":
             import wandb
 
