@@ -63,7 +63,7 @@ from vq_ihdm.training.config import (
     check_prior_arguments,
     parse_args,
 )
-from vq_ihdm.training.describe import save_trained_pipeline
+from vq_ihdm.training.describe import save_trained_pipeline, tell_other_set
 from vq_ihdm.training.ema import EMA
 from vq_ihdm.training.held_out import held_out_mean
 from vq_ihdm.training.preparation import (
@@ -106,13 +106,14 @@ def train_network(
             with accelerator.accumulate(network):
                 value = loss(network, batch)
                 accelerator.backward(value)
+                run.add(loss=value)
                 if accelerator.sync_gradients:
                     clip_gradients(accelerator, optimizer, args.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
         lr_scheduler.step()
         ema.update(unwrapped)
-        run.log(loss=value, lr=lr_scheduler.get_last_lr()[0])
+        run.log(lr=lr_scheduler.get_last_lr()[0])
         if run.validation_due:
             run.keep(*validate(ema.module))
     return run
@@ -181,6 +182,7 @@ def train_absorbing(
 ) -> Callable[[], DiffusionPipeline]:
     source = args.dataset_name or args.train_data_dir
     vqvae, train_codes, held_out_codes = load_tokens(args, splits, accelerator)
+    tell_other_set(args, splits, accelerator)
     known_covariates = find_vocabulary(splits["train"], args.covariates, source)
     accelerator.print(describe_vocabulary(known_covariates, splits["train"]))
     args.covariates = [covariate.name for covariate in known_covariates]
@@ -231,6 +233,7 @@ def train_ldm(
 ) -> Callable[[], DiffusionPipeline]:
     device = accelerator.device
     vqvae, train_codes, held_out_codes = load_tokens(args, splits, accelerator)
+    tell_other_set(args, splits, accelerator)
     vqvae.register_to_config(scaling_factor=unit_scaling(vqvae, train_codes))
     unet = create_latent_unet(
         vqvae.config.vq_embed_dim,

@@ -50,7 +50,7 @@ from vq_ihdm.training.config import (
     check_prior_arguments,
     parse_args,
 )
-from vq_ihdm.training.describe import save_trained_pipeline
+from vq_ihdm.training.describe import save_trained_pipeline, tell_other_set
 from vq_ihdm.training.held_out import held_out_mean
 from vq_ihdm.training.preparation import clip_gradients, make_accelerator, prepare_network, read_splits
 from vq_ihdm.training.run import TrainingRun
@@ -95,6 +95,7 @@ def main() -> None:
     splits = read_splits(args, accelerator)
     source = args.dataset_name or args.train_data_dir
     vqvae, train_codes, held_out_codes = load_tokens(args, splits, accelerator)
+    tell_other_set(args, splits, accelerator)
 
     # ---- denoiser, scheduler, prior ---------------------------------------------------------------------------
     known_covariates = find_vocabulary(splits["train"], args.covariates, source)
@@ -147,13 +148,14 @@ def main() -> None:
                 told = withhold(covariates[indices], args.covariate_dropout).to(device)
                 loss = denoising_loss(denoiser, scheduler, embed_codes, z_0, args.reveal_probability, told)
                 accelerator.backward(loss)
+                run.add(loss=loss)
                 if accelerator.sync_gradients:
                     clip_gradients(accelerator, optimizer, args.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
         lr_scheduler.step()
         ema.update(unwrapped)
-        run.log(loss=loss, lr=lr_scheduler.get_last_lr()[0])
+        run.log(lr=lr_scheduler.get_last_lr()[0])
         if run.validation_due:
             measures = {"cross_entropy": held_out_mean(partial(one_step_loss, ema.module), args.seed, *held_out)}
             pipeline = VQIHDMPipeline(vqvae, ema.module, prior.to(device), scheduler)

@@ -181,19 +181,21 @@ def main() -> None:
                     clip_gradients(accelerator, optimizer, args.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
+                run.add(vq=vq_loss, **losses)
         lr_scheduler.step()
         ema.update(unwrapped_g)
         if args.l2_normalized_codes and codebook_learns:
             normalize_codebook(codebook)
             normalize_codebook(averaged_codebook)  # an average of unit vectors is shorter than one
+        codes = {}
         if args.dead_code_steps and codebook_learns and (step + 1) % args.dead_code_steps == 0:
             counts = usage.total()
-            losses["restarted_codes"] = restart_dead_codes(codebook, averaged_codebook, optimizer, counts, latents)
+            codes["restarted_codes"] = restart_dead_codes(codebook, averaged_codebook, optimizer, counts, latents)
             usage.reset()
         if (step + 1) % run.steps_per_epoch == 0:
-            losses["usage"], losses["perplexity"] = usage_and_perplexity(epoch_usage.total())
+            codes["usage"], codes["perplexity"] = usage_and_perplexity(epoch_usage.total())
             epoch_usage.reset()
-        run.log(vq=vq_loss, **losses)
+        run.log(**codes)
         if run.validation_due:
             with accelerator.autocast():
                 run.keep(*validate(ema.module, perceptual, held_out))

@@ -148,6 +148,13 @@ def test_images_are_counted_as_they_were_seen(stopped):
     assert train(stopped, "--train_batch_size", 5).images_seen == 3 * 3 + 5 * 5
 
 
+def test_what_is_logged_of_a_loss_is_its_mean_over_the_batches_of_the_step(tmp_path, monkeypatch):
+    logged = []
+    monkeypatch.setattr(TimedAccelerator, "log", lambda self, values, step: logged.append(values))
+    train(tmp_path, "--gradient_accumulation_steps", 4)
+    assert [values["train/batch"] for values in logged if "train/batch" in values] == [1.5] * 8
+
+
 def test_a_run_adds_up_its_sessions(tmp_path):
     argv = ["--output_dir", str(tmp_path), "--report_to", "none", "--train_batch_size", "3"]
     args = parse_args(parser(), "part", argv)

@@ -48,10 +48,11 @@ def train(folder: Path, *flags: object) -> TrainingRun:
         parts = {"network": network, "ema": ema, "optimizer": optimizer, "scheduler": scheduler}
         run = TrainingRun(args, accelerator, "run", range(20), parts, ema)
         for _ in run:
-            for _ in run.batches():
+            for number, _ in enumerate(run.batches()):
                 for parameter in network.parameters():
                     parameter.grad = torch.randn_like(parameter)
                 optimizer.step()
+                run.add(batch=torch.tensor(float(number)))
             scheduler.step()
             ema.update(network)
             run.log(norm=network.weight.norm())

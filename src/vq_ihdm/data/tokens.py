@@ -13,7 +13,6 @@ from huggingface_hub.constants import HF_HOME
 from tqdm.auto import tqdm
 
 from ..code_indices import encode_images
-from ..hub.record import data_facts, is_other_set, tokenizer_stages
 from ..tensor_cache import cached_tensors
 from ..vqgan.model import downsampling_factor, load_vq_model
 from .images import SliceTensors, check_image_size
@@ -24,7 +23,7 @@ CACHE = Path(HF_HOME) / "vq_ihdm" / "tokens"
 def load_tokens(
     args: argparse.Namespace, splits: DatasetDict, accelerator: Accelerator
 ) -> tuple[VQModel, torch.LongTensor, torch.LongTensor]:
-    """The VQGAN, and the data set as its codes. A VQGAN of other slices is used, but told.
+    """The VQGAN, and the data set as its codes.
 
     Args:
         args: the effective configuration: `vqvae`, `random_flip` (of each training slice its mirror image too), and
@@ -39,16 +38,6 @@ def load_tokens(
     """
     vqvae = load_vq_model(args.vqvae).to(accelerator.device)
     check_image_size(splits["train"], args.dataset_name or args.train_data_dir, downsampling_factor(vqvae))
-    learnt_on = [stage["data"] for stage in tokenizer_stages(args.vqvae)]
-    data = data_facts(args.dataset_name, splits)
-    if learnt_on and all(is_other_set(data, other) for other in learnt_on):
-        sources = list(dict.fromkeys(other["source"] for other in learnt_on))
-        if data["source"] in sources:  # made anew, and perhaps split otherwise
-            remedy = "people who are held out here may have been in its training, which no audit sees; train it again"
-        else:
-            remedy = "if it blurs these slices, so will the second stage; let it learn on"
-            remedy += " with train_vqgan.py --pretrained_model_name_or_path"
-        accelerator.print(f"{args.vqvae} learnt on another set ({' and '.join(sources)}): {remedy}")
     with accelerator.main_process_first():  # the first one fills the cache for all
         train_codes = encode_split(vqvae, splits["train"], mirrored=args.random_flip)
         held_out_codes = encode_split(vqvae, splits["validation"], mirrored=False).to(accelerator.device)

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from datasets import DatasetDict
 
 from ..files import replacing
@@ -14,6 +15,7 @@ from ..hub.publishing import publish
 from ..hub.record import (
     data_facts,
     denoiser_stages,
+    is_other_set,
     own_record,
     stage_record,
     tokenizer_stages,
@@ -23,6 +25,20 @@ from ..hub.record import (
 from ..pictures import save_sheets
 from ..pipelines.slice_pipeline import SlicePipeline
 from ..pipelines.token_pipeline import TokenPipeline
+
+
+def tell_other_set(args: argparse.Namespace, splits: DatasetDict, accelerator: Accelerator) -> None:
+    """Say so where the tokenizer of a second stage is known to have learnt on another set than this one."""
+    data, learnt_on = data_facts(args.dataset_name, splits), [stage["data"] for stage in tokenizer_stages(args.vqvae)]
+    if not learnt_on or not all(is_other_set(data, other) for other in learnt_on):
+        return
+    sources = list(dict.fromkeys(other["source"] for other in learnt_on))
+    if data["source"] in sources:  # made anew, and perhaps split otherwise
+        remedy = "people who are held out here may have been in its training, which no audit sees; train it again"
+    else:
+        remedy = "if it blurs these slices, so will the second stage; let it learn on"
+        remedy += " with train_vqgan.py --pretrained_model_name_or_path"
+    accelerator.print(f"{args.vqvae} learnt on another set ({' and '.join(sources)}): {remedy}")
 
 
 def save_trained_pipeline(pipeline: SlicePipeline, args: argparse.Namespace, splits: DatasetDict) -> None:

@@ -34,7 +34,8 @@ class TrainingRun:
         for step in run:                    # how many were done before: 0, 1, ...
             for batch in run.batches():     # of this step, one for each accumulated gradient
                 ...
-            run.log(loss=loss)              # ends the step
+                run.add(loss=loss)
+            run.log(lr=rate)                # ends the step
             if run.validation_due:
                 run.keep(*validate(ema.module))
 
@@ -70,6 +71,7 @@ class TrainingRun:
         self.best: dict[str, float] | None = None  # metrics of best/, the first of which decides
         self.best_network: dict[str, torch.Tensor] | None = None
         self.last: dict[str, float] | None = None  # metrics of the last validation
+        self.losses: dict[str, torch.Tensor] = {}  # of this step so far
         self.seconds_before, self.started = 0.0, accelerator.started
         self.checkpointer = Checkpointer(
             accelerator, self.output_dir, parts | {"run": self}, vars(args), args.checkpoints_total_limit
@@ -133,14 +135,24 @@ class TrainingRun:
             self.images_seen += self._images_per_batch
             yield next(self.upcoming)
 
+    def add(self, **losses: torch.Tensor) -> None:
+        """Losses of a batch: their mean over the batches of the step, of all processes, is logged with it."""
+        for name, loss in losses.items():
+            self.losses[name] = self.losses.get(name, 0.0) + loss.detach() / self.args.gradient_accumulation_steps
+
     def log(self, **values: torch.Tensor | float) -> None:
-        """End a step, with what is to be logged of it: losses, rates, counts.
+        """End a step, with what is to be logged of it beside its losses: rates, counts.
 
         Raises:
-            InputError: one of them is NaN or infinite; the last checkpoint stays as it is.
+            InputError: a figure is NaN or infinite; the last checkpoint stays as it is.
         """
         self.step += 1
-        figures = {name: torch.as_tensor(value).item() for name, value in values.items()}
+        figures = {}
+        if self.losses:
+            means = self.accelerator.reduce(torch.stack([*self.losses.values()]), "mean").tolist()
+            figures = dict(zip(self.losses, means, strict=True))
+        figures |= {name: torch.as_tensor(value).item() for name, value in values.items()}
+        self.losses = {}
         stop_if_diverged(figures, self.step)
         self.accelerator.log({f"train/{name}": figure for name, figure in figures.items()}, step=self.step)
         self.progress.update()
