@@ -109,8 +109,8 @@ REPEATED = {
     (MASKGIT, 16),
     (LDM, 10),
 }
-# Of each network that is trained several times, what was best on validation.
-BEST = {OURS, OURS_IN_MORE, (COOLER[ABSORBING], 256), (LDM, 10)}
+# Ours in one step, and of each of its peers what was best on validation.
+BEST = {OURS, (COOLER[ABSORBING], 256), (LDM, 10)}
 NO_COVARIATES = ["--covariates"]  # what is compared is the distribution of all slices; latent diffusion knows none
 TRAININGS = [
     Training("default", NO_COVARIATES),
@@ -171,7 +171,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--ablations", action="store_true", help="vary prior, sigma, delta and temperature, too")
     add("--trainings", nargs="+", choices=[t.name for t in TRAININGS], help="only the systems of these networks")
-    add("--best_only", action="store_true", help="only ours and each main peer as they were best on validation")
+    add("--best_only", action="store_true", help="only ours in one step and each main peer as it was best on validation")
     return parser
 
 
