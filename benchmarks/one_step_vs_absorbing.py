@@ -171,7 +171,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--ablations", action="store_true", help="vary prior, sigma, delta and temperature, too")
     add("--trainings", nargs="+", choices=[t.name for t in TRAININGS], help="only the systems of these networks")
-    add("--best_only", action="store_true", help="only ours in one step and each main peer as it was best on validation")
+    add("--best_only", action="store_true", help="only ours in one step, and its peers as each was best on validation")
     return parser
 
 
