@@ -153,7 +153,7 @@ ABLATIONS = [
 TIMED = 32  # images, one batch
 
 # Whose contact sheets are kept beside the table.
-SHOWN = [OURS, (ABSORBING, 256), (SYSTEMS[0].label, 1)]
+SHOWN = [OURS, (ABSORBING, 256), (COOLER[ABSORBING], 256), (SYSTEMS[0].label, 1)]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -277,6 +277,7 @@ def write_results(folder: Path, rows: list[list[dict]], args: argparse.Namespace
     # The paper's Table 2: one sample of absorbing diffusion at growing numbers of steps from one seed, then ours.
     strip = [*((ABSORBING, steps) for steps in ABSORBING_STEPS), (SYSTEMS[0].label, 1), SHOWN[0]]
     strip = [name for name in strip if name in sheets]
+    strip = strip if len(strip) > 1 else []
     height, width = reference.held_out.images.shape[1:]
     if strip:
         first = [np.array(Image.open(sheets[name]))[:height, :width] for name in strip]
@@ -415,7 +416,7 @@ def plot(rows: list[list[dict]]) -> Figure:
         ("fid", 1, "FID"),
     ]
     axes = figure.subplots(len(measures), 2, sharex="col")
-    series = {DEFAULT: "o-", OURS[0]: "D-", ABSORBING: "s-", LDM: "^-", SYSTEMS[0].label: "x"}
+    series = {DEFAULT: "o-", OURS[0]: "D-", ABSORBING: "s-", COOLER[ABSORBING]: "p-", LDM: "^-", SYSTEMS[0].label: "x"}
     for i, (name, scale, title) in enumerate(measures):
         for j, (cost, unit) in enumerate([("evaluations", "network evaluations"), ("seconds", "s / image")]):
             for label, style in series.items():
