@@ -24,12 +24,12 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ..covariates import Covariate
+from ..data.subjects import MIN_HELD_OUT
 from .fidelity import MAX_RESAMPLED, Grams, kernel_distance
 from .report import Figure
 from .resampling import Estimate, choice, difference, estimate, half_samples
 
 MIN_IMAGES = 20  # of a group, or with a known value, on each side
-MIN_SUBJECTS = 4
 COMPONENTS = 64  # principal components a probe sees: scans of some hundred people determine no more
 
 
@@ -61,7 +61,7 @@ class Labelled(NamedTuple):
 
     @property
     def enough(self) -> bool:
-        return len(self.groups) >= MIN_IMAGES and len(np.unique(self.groups)) >= MIN_SUBJECTS
+        return len(self.groups) >= MIN_IMAGES and len(np.unique(self.groups)) >= MIN_HELD_OUT
 
 
 def conditioning_figures(
