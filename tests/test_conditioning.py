@@ -232,6 +232,19 @@ def people_set(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def fitted_to(monkeypatch):
+    """What the prior of the latest run of `train_ihdm.py` was fitted to, by the names of `fit_prior`."""
+    seen = {}
+
+    def recorded(states, *arguments, **keywords):
+        seen.update(keywords, states=states)
+        return fit_prior(states, *arguments, **keywords)
+
+    monkeypatch.setattr("vq_ihdm.fit_prior.fit_prior", recorded)
+    return seen
+
+
 def test_what_a_model_can_be_asked_for_is_told():
     train = people(2 * MIN_SUBJECTS)
     assert describe_vocabulary(find_vocabulary(train, ["age"], "here"), train) == (
@@ -241,32 +254,25 @@ def test_what_a_model_can_be_asked_for_is_told():
 
 
 def test_the_prior_is_fitted_to_slices_beside_their_own_covariates(
-    people_set, tiny_preset, vqgan_run, tmp_path, monkeypatch
+    people_set, tiny_preset, vqgan_run, fitted_to, tmp_path
 ):
     """Both views of a slice have its covariates and its person."""
-    seen = {}
-
-    def recorded(states, *arguments, **keywords):
-        seen.update(keywords, states=states)
-        return fit_prior(states, *arguments, **keywords)
-
-    monkeypatch.setattr("vq_ihdm.fit_prior.fit_prior", recorded)
     run_script(
         "train_ihdm.py", "--config", tiny_preset, "--dataset_name", people_set, "--vqvae", vqgan_run / "best",
         "--max_train_steps", 1, "--output_dir", tmp_path / "run",
     )  # fmt: skip
     train = people(2 * MIN_SUBJECTS + 2)
-    table = covariate_table(seen["known_covariates"], train)
-    assert len(seen["states"]) == len(seen["subjects"]) == len(seen["covariates"]) == 2 * len(train)
+    table = covariate_table(fitted_to["known_covariates"], train)
+    assert len(fitted_to["states"]) == len(fitted_to["subjects"]) == len(fitted_to["covariates"]) == 2 * len(train)
     for view in (0, 1):
-        torch.testing.assert_close(seen["covariates"][view::2], table, equal_nan=True)
-        by_slice = dict(zip(train["subject"], seen["subjects"][view::2].tolist(), strict=True))
-        assert [by_slice[subject] for subject in train["subject"]] == seen["subjects"][view::2].tolist()
-    assert len(np.unique(seen["subjects"])) == 2 * MIN_SUBJECTS + 2
+        torch.testing.assert_close(fitted_to["covariates"][view::2], table, equal_nan=True)
+        by_slice = dict(zip(train["subject"], fitted_to["subjects"][view::2].tolist(), strict=True))
+        assert [by_slice[subject] for subject in train["subject"]] == fitted_to["subjects"][view::2].tolist()
+    assert len(np.unique(fitted_to["subjects"])) == 2 * MIN_SUBJECTS + 2
 
 
 def test_people_beyond_what_a_denoiser_knows_are_nobody_it_is_told_of(
-    people_set, tiny_preset, vqgan_run, tmp_path, monkeypatch
+    people_set, tiny_preset, vqgan_run, fitted_to, tmp_path
 ):
     """Their ages stand for others in its embedding, which knows 20 to 65."""
     arguments = ("--config", tiny_preset, "--vqvae", vqgan_run / "best", "--max_train_steps", 1)
@@ -275,18 +281,11 @@ def test_people_beyond_what_a_denoiser_knows_are_nobody_it_is_told_of(
     older.mkdir(parents=True)
     people(32).to_parquet(older / "train-00000-of-00001.parquet")  # of up to 82 years
     people(4, first=90).to_parquet(older / "validation-00000-of-00001.parquet")
-    seen = {}
-
-    def recorded(states, *arguments, **keywords):
-        seen.update(keywords)
-        return fit_prior(states, *arguments, **keywords)
-
-    monkeypatch.setattr("vq_ihdm.fit_prior.fit_prior", recorded)
     run_script(
         "train_ihdm.py", *arguments, "--dataset_name", older.parent, "--output_dir", tmp_path / "old",
         "--pretrained_model_name_or_path", tmp_path / "young" / "pipeline",
     )  # fmt: skip
-    told, ages = seen["covariates"][::2, 0], torch.tensor(np.array(people(32)["age"], np.float32))
+    told, ages = fitted_to["covariates"][::2, 0], torch.tensor(np.array(people(32)["age"], np.float32))
     known = ages <= 65 + 4.5  # a tenth of the range beyond it
     assert 40 < known.sum() < 60
     torch.testing.assert_close(told[known], ages[known])
