@@ -4,14 +4,14 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+FINEST = 1  # relu1_2 is left out: it is little more than edges, and costs as much as all the others
+
 
 class ProjectedDiscriminator(nn.Module):
     """Tells reconstructions from images by the maps that LPIPS has computed anyway.
 
     Each map is divided by its root mean square, mixed by a fixed random 1x1 projection, which keeps the discriminator
     from resting on few channels, and judged by a head of its own: two spectrally normalised 3x3 convolutions and a 1x1.
-    The finest, which alone has the highest frequencies of the image, would cost as much as all the others: there the
-    first convolution is of 4x4 and leaves every second row and column.
 
     Args:
         feature_channels: of `PerceptualLoss.feature_channels`.
@@ -22,24 +22,23 @@ class ProjectedDiscriminator(nn.Module):
 
     def __init__(self, feature_channels: list[int], width: int = 64):
         super().__init__()
-        for level, channels in enumerate(feature_channels):
+        for level, channels in enumerate(feature_channels[FINEST:]):
             self.register_buffer(f"projection_{level}", torch.randn(width, channels, 1, 1) / channels**0.5)
-        first_convolutions = [{"kernel_size": 4, "stride": 2}] + [{"kernel_size": 3}] * (len(feature_channels) - 1)
         self.heads = nn.ModuleList(
             nn.Sequential(
-                spectral_norm(nn.Conv2d(width, width, **first, padding=1)),
+                spectral_norm(nn.Conv2d(width, width, 3, padding=1)),
                 nn.LeakyReLU(0.2),
                 spectral_norm(nn.Conv2d(width, width, 3, padding=1)),
                 nn.LeakyReLU(0.2),
                 nn.Conv2d(width, 1, 1),
             )
-            for first in first_convolutions
+            for _ in feature_channels[FINEST:]
         )
 
     def forward(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
         """The maps of `PerceptualLoss.features` -> logits, one map (B, 1, h, w) a level."""
         logits = []
-        for level, (head, maps) in enumerate(zip(self.heads, features, strict=True)):
+        for level, (head, maps) in enumerate(zip(self.heads, features[FINEST:], strict=True)):
             scale = maps.float().square().mean(dim=(1, 2, 3), keepdim=True).add(1e-8).rsqrt()
             projection = self.get_buffer(f"projection_{level}")
             logits.append(head(nn.functional.conv2d(maps * scale.to(maps.dtype), projection.to(maps.dtype))))
