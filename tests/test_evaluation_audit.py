@@ -126,9 +126,19 @@ def test_the_report_tells_which_copies_would_have_been_noticed(reference, tokeni
     caught = {(power.copies, power.planted): power.caught for power in report.audit.power}
     assert {planted for _, planted in caught} == {share for share in PLANTED if round(share * N)}
     assert caught["verbatim", 0.01] == 1 and caught["decoded", 0.05] == 1 and caught["imperfect", 0.05] == 1
+    assert caught["moved", 0.01] >= 0.95
     assert "**Passed**" in report.to_markdown({}) and "verbatim copies in" in report.to_markdown({})
     failed = evaluate_images(sample(0.1, "verbatim", reference)[0], reference)
     assert "**Failed.**" in failed.to_markdown({})
+
+
+@pytest.mark.parametrize("place", [(1, 0), (-3, 2), (4, 4)])
+def test_a_copy_that_stands_elsewhere_is_found(reference, place):
+    images = individuals(N, 1, seed=3).images
+    images[7] = np.roll(reference.training.images[9], place, axis=(0, 1))
+    assert "In pixels 1 of the images are training images, hardly changed." in (
+        evaluate_images(images, reference).audit.failures
+    )
 
 
 def test_a_single_training_image_among_the_generated_ones_is_one_too_many(reference):

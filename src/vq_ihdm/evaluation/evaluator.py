@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from ..data.subjects import MIN_HELD_OUT
 from ..errors import InputError
+from .alignment import centred, moved
 from .anatomy import compare_anatomy, measure_anatomy
 from .audit import IMPERFECT, Power, audit, level_of_each, power_of_audit
 from .diversity import duplicate_rate, pair_similarity
@@ -30,6 +31,7 @@ from .second_stage import Tokenized, code_figures
 MIN_IMAGES = 20  # a half of them fills the ten splits of the Inception Score
 CLOSEST = 8  # pairs in the picture
 MAX_PLANTED = 256  # different copies in the audit's positive control
+MOVED = 4  # pixels, by which some of them do not stand where they did
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,8 @@ class EvaluationSet:
 
     @cached_property
     def pixels(self) -> Space:
-        """Images with their root mean square difference, white = 1, as they are or mirrored."""
-        return self.space("pixels", self.training.images, self.held_out.images, self._pixel_scale, mirrored=True)
+        """Images with their root mean square difference, white = 1, as they are or mirrored, wherever they stand."""
+        return self.space_of_pixels("pixels", self.training.images, self.held_out.images)
 
     @cached_property
     def perceptual(self) -> Space:
@@ -147,9 +149,13 @@ class EvaluationSet:
 
     def token_spaces(self, tokenized: Tokenized) -> list[Space]:
         """Where the tokenizer's error hides no copy: decoded codes as images, and the share of codes that differ."""
-        decoded = self.space("decoded pixels", tokenized.training, tokenized.held_out, self._pixel_scale, mirrored=True)
+        decoded = self.space_of_pixels("decoded pixels", tokenized.training, tokenized.held_out)
         sides = tokenized.training_codes, tokenized.held_out_codes
         return [decoded, self.space_of_views("codes", *sides, scale=1 / sides[0][0, 0].size, norm=0)]
+
+    def space_of_pixels(self, name: str, training: np.ndarray, held_out: np.ndarray) -> Space:
+        """A space of images (M, H, W); what is looked for in it is `centred` as well."""
+        return self.space(name, centred(training), centred(held_out), self._pixel_scale, mirrored=True)
 
     def space_of_views(self, name: str, training: np.ndarray, held_out: np.ndarray, **how) -> Space:
         """A space from two vectors an image, (M, 2, ...): of itself and of its mirror image.
@@ -189,7 +195,7 @@ class EvaluationSet:
             estimates = dict(self.fidelity(image_set, self.held_out))
             estimates["ms_ssim", "pixels"] = pair_similarity(image_set)
             compared = image_set.take(choice(image_set.subjects, MAX_NEIGHBOURS))
-            images, groups = compared.images, compared.subjects
+            images, groups = centred(compared.images), compared.subjects
             others = nearest(images, images, groups, self._pixel_scale, own=groups).by_subject
             estimates["duplicate_rate", "pixels"] = duplicate_rate(others, self.pixels.close, groups)
             real = self.held_out_sample.anatomy
@@ -248,10 +254,10 @@ def evaluate_images(
         figures.append(Figure("ms_ssim_same_level", "pixels", None, floor=same_level, unavailable=reason))
 
     vectors = perceptual_vectors(sample.features[primary])
-    queries = [(reference.pixels, generated), (reference.perceptual, vectors)]
+    queries = [(reference.pixels, centred(generated)), (reference.perceptual, vectors)]
     if tokenized is not None:
         decoded_pixels, code_grids = reference.token_spaces(tokenized)
-        queries.append((decoded_pixels, generated))
+        queries.append((decoded_pixels, centred(generated)))
         if codes is not None:
             queries.append((code_grids, codes))
     audited = choice(np.arange(len(generated)), MAX_NEIGHBOURS)
@@ -284,7 +290,8 @@ def positive_control(
     tokenized: Tokenized | None,
     level: float,
 ) -> list[Power]:
-    """How often the audit notices copies of training images among the generated ones, as they are, decoded or altered.
+    """How often the audit notices copies of training images among the generated ones: as they are, moved, decoded or
+    altered.
 
     Args:
         generated: (N,) relative distances of the generated images, by space.
@@ -292,15 +299,18 @@ def positive_control(
     """
     index, primary = reference.training_index(MAX_PLANTED), reference.networks[0].name
     planted = {"verbatim": (reference.training.images[index], reference.training_features[primary].take(index))}
+    elsewhere = moved(reference.training.images[index], MOVED)
+    planted["moved"] = (elsewhere, reference.features_of(elsewhere)[primary])
     if tokenized is not None:
         planted["decoded"] = (tokenized.training[index], reference.features_of(tokenized.training[index])[primary])
     power = []
     for copies, (images, features) in planted.items():
-        vectors = {"pixels": images, "decoded pixels": images, primary: perceptual_vectors(features)}
-        if tokenized is not None:
+        vectors = {"pixels": centred(images), "decoded pixels": centred(images), primary: perceptual_vectors(features)}
+        if tokenized is not None and copies != "moved":  # whose codes are others
             vectors["codes"] = tokenized.training_codes[index, 0]
-        relative = {space.name: relative_distance(*space.search(vectors[space.name])) for space in spaces}
-        power += power_of_audit(copies, generated, relative, spaces, level)
+        seen = [space for space in spaces if space.name in vectors]
+        relative = {space.name: relative_distance(*space.search(vectors[space.name])) for space in seen}
+        power += power_of_audit(copies, generated, relative, seen, level)
     altered = {space.name: np.full(1, IMPERFECT) for space in spaces}
     return power + power_of_audit("imperfect", generated, altered, spaces, level)
 
