@@ -30,7 +30,7 @@ from vq_ihdm.files import check_replaceable, replacing
 from vq_ihdm.hub.evaluated_data import drawn_otherwise, evaluated_data, is_of, of_splits
 from vq_ihdm.hub.model_card import write_model_card
 from vq_ihdm.hub.model_files import weights_digest
-from vq_ihdm.hub.record import own_record, read_record
+from vq_ihdm.hub.record import own_record, read_record, views_learnt_from
 from vq_ihdm.pipelines import load_pipeline
 from vq_ihdm.sampling_arguments import add_sampling_arguments, sampling_arguments
 
@@ -96,7 +96,7 @@ def main() -> None:
     if args.images:
         report = evaluate_images(generated, reference, tokenize(tokenizer, reference) if args.tokenizer else None)
     else:
-        report = evaluate_pipeline(pipe, reference, **DRAWING | drawing, **sampling)
+        report = evaluate_pipeline(pipe, reference, views=views_learnt_from(record), **DRAWING | drawing, **sampling)
 
     about = report.about | {"data": evaluated_data(args.dataset_name, training, held_out)}
     if args.pipeline:

@@ -22,6 +22,7 @@ from vq_ihdm import HeatDissipationScheduler, VQIHDMDenoiser, VQIHDMDenoiserConf
 from vq_ihdm.arguments import (
     HelpFormatter,
     non_negative_float,
+    non_negative_int,
     positive_float,
     positive_int,
     positive_probability,
@@ -66,6 +67,12 @@ def build_parser() -> argparse.ArgumentParser:
     add_covariate_arguments(parser)
     add = parser.add_argument
     add("--pretrained_model_name_or_path", help="start from this denoiser or pipeline (folder or Hub id)")
+    add(
+        "--shifted_views",
+        type=non_negative_int,
+        default=0,
+        help="of each slice, moved by up to 3 pixels, for the denoiser to learn from as well; all are encoded first",
+    )
     add("--gradient_checkpointing", action="store_true", help="less memory for a second forward pass")
     # the forward process
     add("--sigma_max", type=positive_float, default=24.0, help="in cells of the code grid")
@@ -94,12 +101,13 @@ def main() -> None:
     # ---- data -------------------------------------------------------------------------------------------------
     splits = read_splits(args, accelerator)
     source = args.dataset_name or args.train_data_dir
-    vqvae, train_codes, held_out_codes = load_tokens(args, splits, accelerator)
     tell_other_set(args, splits, accelerator)
+    vqvae, train_codes, held_out_codes = load_tokens(args, splits, accelerator, args.shifted_views)
+    unshifted_codes = train_codes[:, : 1 + args.random_flip]
 
     # ---- denoiser, scheduler, prior ---------------------------------------------------------------------------
     known_covariates = find_vocabulary(splits["train"], args.covariates, source)
-    denoiser = make_denoiser(args, vqvae.quantize.embedding.weight.detach().cpu(), train_codes, known_covariates)
+    denoiser = make_denoiser(args, vqvae.quantize.embedding.weight.detach().cpu(), unshifted_codes, known_covariates)
     check_covariates(args, denoiser, splits["train"].column_names, source)
     embed_codes = denoiser.embed_codes
     known_covariates = denoiser.known_covariates  # a denoiser that is trained further brings its own
@@ -117,16 +125,16 @@ def main() -> None:
         num_inference_steps=args.num_inference_steps,
     )
     prior = fit_prior(
-        train_codes.flatten(0, 1),
+        unshifted_codes.flatten(0, 1),  # slices stand where u_T stands
         args.sigma_max,
         args.prior,
         args.prior_rank,
         args.prior_components,
         args.seed,
         embed=embed_codes,
-        subjects=np.repeat(slice_subjects(splits["train"]), train_codes.shape[1]),  # views of a slice: one subject
+        subjects=np.repeat(slice_subjects(splits["train"]), unshifted_codes.shape[1]),  # views of a slice: one subject
         known_covariates=known_covariates,
-        covariates=covariates.repeat_interleave(train_codes.shape[1], 0),
+        covariates=covariates.repeat_interleave(unshifted_codes.shape[1], 0),
     )
     prior.allow_saving_images = args.allow_training_image_prior
 

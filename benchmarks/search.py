@@ -106,7 +106,7 @@ class Trials:
     def measure(self, pipe: DiffusionPipeline, way: dict) -> dict:
         reference = self.reference
         if self.decoded is None:  # all systems share the tokenizer
-            codes = encode_split(pipe.vqvae, reference.held_out.split, mirrored=False)
+            codes = encode_split(pipe.vqvae, reference.held_out.split, mirrored=False)[:, 0]
             self.decoded = ImageSet(decode(pipe, codes), reference.held_out.subjects)
         images, _, seconds = draw_images(pipe, self.args.num_images, self.args.seed, **way)
         estimate = reference.fidelity(independent(images), self.decoded)["kid", reference.networks[0].name]

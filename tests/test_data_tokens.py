@@ -1,5 +1,7 @@
 """A data set as code indices: those of each slice, cached by content."""
 
+from itertools import product
+
 import pytest
 import torch
 from conftest import CODE_DIM, HEIGHT, NUM_CODES, WIDTH, tiny_vq_model
@@ -8,7 +10,7 @@ from datasets import load_dataset
 import vq_ihdm.data.tokens
 from vq_ihdm.code_indices import encode_images
 from vq_ihdm.data.images import SliceTensors
-from vq_ihdm.data.tokens import encode_split
+from vq_ihdm.data.tokens import MAX_SHIFT, encode_split
 from vq_ihdm.vqgan.model import create_vq_model, load_vq_model
 
 
@@ -20,7 +22,7 @@ def split(template_set, tmp_path, monkeypatch):
 
 def test_tokens_are_the_codes_of_each_slice_and_its_mirror_image(split):
     vqvae, images = tiny_vq_model(), SliceTensors(split)
-    codes = encode_split(vqvae, split, mirrored=True, batch_size=5)
+    codes = encode_split(vqvae, split, mirrored=True)
     assert codes.shape == (32, 2, HEIGHT, WIDTH) and codes.dtype == torch.int64
     assert codes.min() >= 0 and codes.max() < NUM_CODES
     with torch.no_grad():
@@ -28,7 +30,27 @@ def test_tokens_are_the_codes_of_each_slice_and_its_mirror_image(split):
             for view, image in enumerate([images[index], images[index].flip(-1)]):
                 nearest = vqvae.quantize(vqvae.encode(image[None]).latents)[2][2]
                 assert torch.equal(codes[index, view].flatten(), nearest)
-    assert torch.equal(encode_split(vqvae, split, mirrored=False), codes[:, 0])
+    assert torch.equal(encode_split(vqvae, split, mirrored=False), codes[:, :1])
+
+
+def test_shifted_views_are_the_codes_of_slices_that_stand_elsewhere(split):
+    vqvae, images = tiny_vq_model(), SliceTensors(split)
+    codes = encode_split(vqvae, split, mirrored=True, shifted_views=2)
+    assert codes.shape == (32, 6, HEIGHT, WIDTH)
+    assert torch.equal(codes[:, :2], encode_split(vqvae, split, mirrored=True))
+    places = set()
+    for index in (0, 7, 31):
+        for view in range(2, 6):
+            image = images[index].flip(-1) if view % 2 else images[index]
+            padded = torch.nn.functional.pad(image[None], [MAX_SHIFT] * 4, mode="replicate")
+            found = [
+                (y, x)
+                for y, x in product(range(2 * MAX_SHIFT + 1), repeat=2)
+                if torch.equal(encode_images(vqvae, padded[..., y : y + 32, x : x + 32])[0], codes[index, view])
+            ]
+            assert found
+            places.update(found)
+    assert len(places) > 6
 
 
 def test_half_precision_finds_the_codes_of_its_latents(split):
@@ -59,10 +81,11 @@ def test_tokens_are_cached_by_content(split, tmp_path):
     assert list((tmp_path / "tokens").iterdir()) == [cached] and cached.stat().st_mtime_ns == written
 
     encode_split(vqvae, split, mirrored=True)
+    encode_split(vqvae, split, mirrored=False, shifted_views=1)
     encode_split(vqvae, split.select(range(31)), mirrored=False)
     vqvae.encoder.conv_in.weight.data[0, 0, 0, 0] += 1e-3
     encode_split(vqvae, split, mirrored=False)
-    assert len(list((tmp_path / "tokens").iterdir())) == 4
+    assert len(list((tmp_path / "tokens").iterdir())) == 5
 
 
 def flipped(data: bytes) -> bytes:

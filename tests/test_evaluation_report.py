@@ -149,7 +149,7 @@ def test_a_pipeline_is_measured_with_its_tokenizer_and_its_prior(pipeline, refer
 def test_a_tokenizer_that_loses_nothing_reaches_the_floor(reference):
     training, held_out = (image_set.images for image_set in (reference.training, reference.held_out))
     both_views = (np.stack([images, images[..., ::-1]], axis=1) for images in (training, held_out))
-    tokenized = Tokenized(*both_views, training, held_out, codebook_size=256)
+    tokenized = Tokenized(*both_views, training, held_out, 256, *both_views)
     generated = people(24, 1, seed=3).images
     report = evaluate_images(generated, reference, tokenized, codes=generated)
     assert report.figure("rfid").generated.value == pytest.approx(0, abs=1e-3)

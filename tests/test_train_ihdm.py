@@ -17,7 +17,7 @@ from vq_ihdm import VQIHDMPipeline
 from vq_ihdm.denoising_loss import denoising_loss
 from vq_ihdm.errors import InputError
 from vq_ihdm.hub.checks import failed_checks
-from vq_ihdm.hub.record import read_record
+from vq_ihdm.hub.record import read_record, views_learnt_from
 from vq_ihdm.training.checkpoints import list_checkpoints
 from vq_ihdm.training.state import load_state
 
@@ -44,6 +44,17 @@ def test_embeddings_are_standardised_by_the_training_tokens(ihdm_run, template_s
     tokens = pipeline.embed_codes(pipeline.encode_images(torch.cat([images, images.flip(-1)])))
     torch.testing.assert_close(tokens.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(tokens.std((0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
+
+
+def test_the_denoiser_alone_learns_from_shifted_views(ihdm, ihdm_run, tmp_path):
+    ihdm("--shifted_views", 2, output_dir=tmp_path / "run")
+    shifted = tmp_path / "run" / "pipeline"
+    assert_same_weights(ihdm_run / "pipeline" / "prior", shifted / "prior")
+    one, other = (load_file(f / "denoiser" / "model.safetensors") for f in (ihdm_run / "pipeline", shifted))
+    assert torch.equal(one["code_embeddings"], other["code_embeddings"])
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+    assert views_learnt_from(read_record(shifted)) == {"mirrored": True, "shifted_views": 2}
+    assert views_learnt_from(read_record(ihdm_run / "pipeline")) is None
 
 
 def test_a_tokenizer_of_other_slices_is_told(ihdm, vqgan_run, tmp_path, capsys):

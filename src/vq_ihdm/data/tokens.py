@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from datasets import Dataset, DatasetDict, Image
 from diffusers import VQModel
@@ -18,20 +19,23 @@ from ..vqgan.model import downsampling_factor, load_vq_model
 from .images import SliceTensors, check_image_size
 
 CACHE = Path(HF_HOME) / "vq_ihdm" / "tokens"
+BATCH = 32  # a constant: how far views are shifted must not depend on it
+MAX_SHIFT = 3  # pixels
 
 
 def load_tokens(
-    args: argparse.Namespace, splits: DatasetDict, accelerator: Accelerator
+    args: argparse.Namespace, splits: DatasetDict, accelerator: Accelerator, shifted_views: int = 0
 ) -> tuple[VQModel, torch.LongTensor, torch.LongTensor]:
     """The VQGAN, and the data set as its codes.
 
     Args:
         args: the effective configuration: `vqvae`, `random_flip` (of each training slice its mirror image too), and
             where the set comes from.
+        shifted_views: of each training slice, and of its mirror image; see `encode_split`.
 
     Returns:
-        the VQModel on the accelerator's device; training codes (N, V, h, w) on the CPU, V = 2 views of each slice
-        with `random_flip`, else 1; held-out codes (M, h, w) on the device.
+        the VQModel on the accelerator's device; training codes (N, V, h, w) on the CPU, of each slice and, with
+        `random_flip`, of its mirror image, then their shifted views; held-out codes (M, h, w) on the device.
 
     Raises:
         InputError: no VQModel, or images of a size it does not take.
@@ -39,42 +43,52 @@ def load_tokens(
     vqvae = load_vq_model(args.vqvae).to(accelerator.device)
     check_image_size(splits["train"], args.dataset_name or args.train_data_dir, downsampling_factor(vqvae))
     with accelerator.main_process_first():  # the first one fills the cache for all
-        train_codes = encode_split(vqvae, splits["train"], mirrored=args.random_flip)
-        held_out_codes = encode_split(vqvae, splits["validation"], mirrored=False).to(accelerator.device)
-    return vqvae, train_codes if args.random_flip else train_codes[:, None], held_out_codes
+        train_codes = encode_split(vqvae, splits["train"], args.random_flip, shifted_views)
+        held_out_codes = encode_split(vqvae, splits["validation"], mirrored=False)[:, 0]
+    return vqvae, train_codes, held_out_codes.to(accelerator.device)
 
 
 def draw_views(train_codes: torch.LongTensor, indices: list[int]) -> torch.LongTensor:
-    """The slices with the given indices, each as it is or mirrored: (N, V, h, w) codes -> (B, h, w)."""
+    """The slices with the given indices, each in any of its views: (N, V, h, w) codes -> (B, h, w)."""
     return train_codes[indices, torch.randint(train_codes.shape[1], (len(indices),))]
 
 
 @torch.no_grad()
-def encode_split(vqvae: VQModel, split: Dataset, mirrored: bool, batch_size: int = 32) -> torch.LongTensor:
-    """Code indices (N, h, w) of a split; with `mirrored` (N, 2, h, w), each image and its left-right mirror image.
+def encode_split(vqvae: VQModel, split: Dataset, mirrored: bool, shifted_views: int = 0) -> torch.LongTensor:
+    """Code indices (N, V, h, w) of a split: of each image as it is; with `mirrored`, of its left-right mirror image;
+    then `shifted_views` times of these, moved by up to `MAX_SHIFT` pixels.
 
     Cached by the content of images and VQGAN, so a set is encoded once whatever trains on it. A damaged cache is
     encoded again.
     """
 
     def encode() -> dict[str, torch.Tensor]:
-        images = SliceTensors(split)
+        images, generator = SliceTensors(split), torch.Generator().manual_seed(0)
         parts = []
-        for start in tqdm(range(0, len(images), batch_size), desc="encoding"):
-            batch = images.stack(list(range(start, min(start + batch_size, len(images))))).to(vqvae.device)
-            views = [batch, batch.flip(-1)] if mirrored else [batch]
-            parts.append(torch.stack([encode_images(vqvae, view).cpu() for view in views], dim=1))
-        code_indices = torch.cat(parts) if mirrored else torch.cat(parts)[:, 0]
-        return {"code_indices": code_indices.to(torch.int32)}
+        for start in tqdm(range(0, len(images), BATCH), desc="encoding"):
+            batch = images.stack(list(range(start, min(start + BATCH, len(images)))))
+            still = [batch, batch.flip(-1)] if mirrored else [batch]
+            views = still + [shifted(view, generator) for _ in range(shifted_views) for view in still]
+            parts.append(torch.stack([encode_images(vqvae, view.to(vqvae.device)).cpu() for view in views], dim=1))
+        return {"code_indices": torch.cat(parts).to(torch.int32)}
 
-    path = CACHE / f"{_fingerprint(vqvae, split, mirrored)}.safetensors"
+    path = CACHE / f"{_fingerprint(vqvae, split, mirrored, shifted_views)}.safetensors"
     return cached_tensors(path, encode)["code_indices"].long()
 
 
-def _fingerprint(vqvae: VQModel, split: Dataset, mirrored: bool) -> str:
+def shifted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Images (B, C, H, W), each moved by -`MAX_SHIFT` to `MAX_SHIFT` whole pixels along either side; what comes in
+    repeats the edge."""
+    padded = F.pad(images, [MAX_SHIFT] * 4, mode="replicate")
+    places = torch.randint(2 * MAX_SHIFT + 1, (len(images), 2), generator=generator).tolist()
+    height, width = images.shape[-2:]
+    return torch.stack([image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, places, strict=True)])
+
+
+def _fingerprint(vqvae: VQModel, split: Dataset, mirrored: bool, shifted_views: int) -> str:
     config = {name: value for name, value in vqvae.config.items() if not name.startswith("_")}  # _name_or_path, ...
     # The leading number is the cache's format; as JSON a model that was loaded has the config it was saved with.
-    digest = hashlib.sha256(f"1 {mirrored} {json.dumps(config, sort_keys=True)}".encode())
+    digest = hashlib.sha256(f"2 {mirrored} {shifted_views} {json.dumps(config, sort_keys=True)}".encode())
     for name, tensor in sorted(vqvae.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     for row in split.select_columns("image").cast_column("image", Image(decode=False)):

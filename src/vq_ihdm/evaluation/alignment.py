@@ -6,8 +6,9 @@ import numpy as np
 def centred(images: np.ndarray) -> np.ndarray:
     """(N, H, W) uint8 images, each moved by whole pixels until its centre of mass is in the middle.
 
-    Mass is the square of the grey level, so that the noise of air weighs nothing. Pixels that leave on one side enter on the other, so nothing is lost, and the mirror image of a centred image is the
-    centred mirror image. Black images stay as they are.
+    Mass is the square of the grey level, so that the noise of air weighs nothing. Pixels that leave on one side enter
+    on the other, so nothing is lost, and the mirror image of a centred image is the centred mirror image. Black images
+    stay as they are.
 
     The folds of a brain are a few pixels wide: moved by one, a slice is about as far from itself as from the slices of
     other people.

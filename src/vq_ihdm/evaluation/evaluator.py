@@ -150,7 +150,7 @@ class EvaluationSet:
     def token_spaces(self, tokenized: Tokenized) -> list[Space]:
         """Where the tokenizer's error hides no copy: decoded codes as images, and the share of codes that differ."""
         decoded = self.space_of_pixels("decoded pixels", tokenized.training, tokenized.held_out)
-        sides = tokenized.training_codes, tokenized.held_out_codes
+        sides = tokenized.training_views, tokenized.held_out_views
         return [decoded, self.space_of_views("codes", *sides, scale=1 / sides[0][0, 0].size, norm=0)]
 
     def space_of_pixels(self, name: str, training: np.ndarray, held_out: np.ndarray) -> Space:
@@ -158,10 +158,11 @@ class EvaluationSet:
         return self.space(name, centred(training), centred(held_out), self._pixel_scale, mirrored=True)
 
     def space_of_views(self, name: str, training: np.ndarray, held_out: np.ndarray, **how) -> Space:
-        """A space from two vectors an image, (M, 2, ...): of itself and of its mirror image.
+        """A space from V vectors an image, (M, V, ...): of itself, of its mirror image and of what other views of it
+        training sees.
 
-        Training sees slices and their mirror images, so copies of both are looked for; and since a generated image is
-        one or the other, both of the held-out people are there, too, or half of the images would seem far from them.
+        Copies of all views are looked for; and since a generated image is like one or the other, all views of the
+        held-out people are there, too, or most of the images would seem far from them.
         """
         (training, subjects), (held_out, people) = (
             (views.reshape(-1, *views.shape[2:]), np.repeat(side.subjects, views.shape[1]))

@@ -48,6 +48,7 @@ def evaluate_pipeline(
     num_images: int,
     seed: int = 0,
     batch_size: int = 32,
+    views: dict | None = None,
     **sampling,
 ) -> Report:
     """Draw images from a pipeline and evaluate them, its tokenizer and its prior, as far as it has them.
@@ -56,6 +57,7 @@ def evaluate_pipeline(
 
     Args:
         batch_size: images that the pipeline works on at a time.
+        views: that its second stage learnt from, see `tokenize`.
         sampling: arguments of the pipeline's call, such as `num_inference_steps` or `temperature`.
 
     Raises:
@@ -75,7 +77,7 @@ def evaluate_pipeline(
     reference.check(drawn.images, "generated")
     tokenized, others = None, []
     if drawn.codes is not None:
-        tokenized = tokenize(pipe, reference, batch_size)
+        tokenized = tokenize(pipe, reference, batch_size, views)
     if hasattr(pipe, "prior"):
         others += prior_figures(pipe, reference, tokenized, num_images, seed)
     if known:
@@ -103,17 +105,29 @@ def decode(pipe: DiffusionPipeline, codes: torch.Tensor, batch_size: int = 32) -
     return np.concatenate([tensor_to_uint8(pipe.decode_codes(batch)) for batch in batches])
 
 
-def tokenize(pipe: DiffusionPipeline, reference: EvaluationSet, batch_size: int = 32) -> Tokenized:
+def tokenize(
+    pipe: DiffusionPipeline, reference: EvaluationSet, batch_size: int = 32, views: dict | None = None
+) -> Tokenized:
     """The real images through a pipeline's tokenizer and back; codes come from the cache that training uses.
+
+    Args:
+        batch_size: images that are decoded at a time.
+        views: arguments of `encode_split` for the views that a second stage learnt from; by default each image and its
+            mirror image.
 
     Raises:
         InputError: they have a size that it does not take.
     """
     check_image_size(reference.training.split, "the data set", downsampling_factor(pipe.vqvae))
-    training = encode_split(pipe.vqvae, reference.training.split, mirrored=True, batch_size=batch_size)
-    held_out = encode_split(pipe.vqvae, reference.held_out.split, mirrored=True, batch_size=batch_size)
-    decoded = decode(pipe, training[:, 0], batch_size), decode(pipe, held_out[:, 0], batch_size)
-    return Tokenized(training.numpy(), held_out.numpy(), *decoded, pipe.vqvae.config.num_vq_embeddings)
+    sides = reference.training.split, reference.held_out.split
+    codes = [encode_split(pipe.vqvae, split, mirrored=True) for split in sides]
+    of_views = [encode_split(pipe.vqvae, split, **views) for split in sides] if views else codes
+    return Tokenized(
+        *(of_side.numpy() for of_side in codes),
+        *(decode(pipe, of_side[:, 0], batch_size) for of_side in codes),
+        pipe.vqvae.config.num_vq_embeddings,
+        *(of_side.numpy() for of_side in of_views),
+    )
 
 
 @torch.no_grad()

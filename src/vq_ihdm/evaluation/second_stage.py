@@ -22,6 +22,8 @@ class Tokenized(NamedTuple):
         held_out_codes: (M', 2, h, w) the same of the held-out images.
         training, held_out: (M, H, W) and (M', H, W) uint8, the codes of the images decoded, as they are.
         codebook_size: K, how many codes there are.
+        training_views, held_out_views: (M, V, h, w) and (M', V, h, w), the codes of all views that a second stage
+            learnt from, and of the same views of the held-out images.
     """
 
     training_codes: np.ndarray
@@ -29,6 +31,8 @@ class Tokenized(NamedTuple):
     training: np.ndarray
     held_out: np.ndarray
     codebook_size: int
+    training_views: np.ndarray
+    held_out_views: np.ndarray
 
 
 def code_figures(
