@@ -10,6 +10,7 @@ from hub_fixtures import DATA, evaluate, fitted_prior, memorising, record, restr
 
 from vq_ihdm import GANPipeline, VQIHDMPipeline
 from vq_ihdm.baselines.stacks import LatentDecoder
+from vq_ihdm.data.sources import OWN
 from vq_ihdm.errors import InputError
 from vq_ihdm.hub.checks import failed_checks, refuse
 from vq_ihdm.hub.evaluated_data import is_of
@@ -200,10 +201,14 @@ def test_images_that_must_not_be_passed_on_are_not_published(template_set: Path,
     with pytest.raises(InputError, match=r"has lost its README\.md"):
         publish(without_card, "account/name")
     data = Path(shutil.copytree(template_set, tmp_path / "data"))
-    facts = json.loads((data / "vq_ihdm.json").read_text()) | {"source": "ADNI", "redistribution": False}
-    (data / "vq_ihdm.json").write_text(json.dumps(facts))
-    with pytest.raises(InputError, match=r"ADNI.*--allow_restricted_images"):
-        refuse(data, [])
+    facts = json.loads((data / "vq_ihdm.json").read_text())
+    for source, sentence in (
+        ("ADNI", r"ADNI, which must not be passed on; --allow_restricted_images"),  # whose terms no flag changes
+        (OWN.name, r"own scans, which .* \(if they may, .* --license\); --allow_restricted_images"),
+    ):
+        (data / "vq_ihdm.json").write_text(json.dumps(facts | {"source": source, "redistribution": False}))
+        with pytest.raises(InputError, match=sentence):
+            refuse(data, [])
 
 
 @pytest.mark.parametrize("name", ["training.json", "evaluation/report.json", "model_index.json", "prior/config.json"])

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from ..data.sources import OWN
 from ..errors import InputError
 from ..files import read_json
 from .audit import audit_failures
@@ -69,10 +70,8 @@ def failed_checks(folder: Path, name: str | None = None) -> dict[str, str]:
             raise InputError(f"{name} has lost its README.md, by which the Hub finds its splits; build the set again")
         if facts["redistribution"]:
             return {}
-        return {
-            "restricted_images": f"{name} holds images of {facts['source']}, which must not be passed on "
-            "(if they may, build the set again with --license)"
-        }
+        remedy = " (if they may, build the set again with --license)" if facts["source"] == OWN.name else ""
+        return {"restricted_images": f"{name} holds images of {facts['source']}, which must not be passed on{remedy}"}
 
     record = own_record(folder)
     if record is None:
