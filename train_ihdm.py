@@ -101,8 +101,8 @@ def main() -> None:
     # ---- data -------------------------------------------------------------------------------------------------
     splits = read_splits(args, accelerator)
     source = args.dataset_name or args.train_data_dir
-    tell_other_set(args, splits, accelerator)
     vqvae, train_codes, held_out_codes = load_tokens(args, splits, accelerator, args.shifted_views)
+    tell_other_set(args, splits, accelerator)
     unshifted_codes = train_codes[:, : 1 + args.random_flip]
 
     # ---- denoiser, scheduler, prior ---------------------------------------------------------------------------
