@@ -37,7 +37,7 @@ from vq_ihdm.data.conditioning import (
     slice_subjects,
     withhold,
 )
-from vq_ihdm.data.tokens import draw_views, load_tokens
+from vq_ihdm.data.tokens import MAX_SHIFT, draw_views, load_tokens
 from vq_ihdm.denoising_loss import denoising_loss
 from vq_ihdm.errors import InputError
 from vq_ihdm.errors import run as run_script
@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--shifted_views",
         type=non_negative_int,
         default=0,
-        help="of each slice, moved by up to 3 pixels, for the denoiser to learn from as well; all are encoded first",
+        help=f"of each slice, moved by up to {MAX_SHIFT} pixels, for the denoiser to learn from as well; all are encoded first",
     )
     add("--gradient_checkpointing", action="store_true", help="less memory for a second forward pass")
     # the forward process

@@ -2,9 +2,7 @@
 
 import torch
 
-from vq_ihdm.vqgan.losses import (
-    hinge_loss_discriminator,
-)
+from vq_ihdm.vqgan.losses import hinge_loss_discriminator
 from vq_ihdm.vqgan.projected_discriminator import ProjectedDiscriminator
 
 

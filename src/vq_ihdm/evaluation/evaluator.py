@@ -255,10 +255,11 @@ def evaluate_images(
         figures.append(Figure("ms_ssim_same_level", "pixels", None, floor=same_level, unavailable=reason))
 
     vectors = perceptual_vectors(sample.features[primary])
-    queries = [(reference.pixels, centred(generated)), (reference.perceptual, vectors)]
+    in_place = centred(generated)
+    queries = [(reference.pixels, in_place), (reference.perceptual, vectors)]
     if tokenized is not None:
         decoded_pixels, code_grids = reference.token_spaces(tokenized)
-        queries.append((decoded_pixels, centred(generated)))
+        queries.append((decoded_pixels, in_place))
         if codes is not None:
             queries.append((code_grids, codes))
     audited = choice(np.arange(len(generated)), MAX_NEIGHBOURS)
@@ -306,7 +307,8 @@ def positive_control(
         planted["decoded"] = (tokenized.training[index], reference.features_of(tokenized.training[index])[primary])
     power = []
     for copies, (images, features) in planted.items():
-        vectors = {"pixels": centred(images), "decoded pixels": centred(images), primary: perceptual_vectors(features)}
+        in_place = centred(images)
+        vectors = {"pixels": in_place, "decoded pixels": in_place, primary: perceptual_vectors(features)}
         if tokenized is not None and copies != "moved":  # whose codes are others
             vectors["codes"] = tokenized.training_codes[index, 0]
         seen = [space for space in spaces if space.name in vectors]
