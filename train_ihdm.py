@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--shifted_views",
         type=non_negative_int,
         default=0,
-        help=f"of each slice, moved by up to {MAX_SHIFT} pixels, for the denoiser to learn from as well; all are encoded first",
+        help=f"of each slice, moved by up to {MAX_SHIFT} pixels, for the denoiser to learn from as well; encoded first",
     )
     add("--gradient_checkpointing", action="store_true", help="less memory for a second forward pass")
     # the forward process
