@@ -36,13 +36,14 @@ demo: samples $(VENV)/installed-demo
 	cp $(DEMO)/vqgan/reconstructions.png $(DEMO)/reconstructions.png
 	@echo "look at $(DEMO)/samples.png and $(DEMO)/reconstructions.png"
 
-# One process a core; the tests of a file share what they have trained.
+# One process a core; the tests of a file share what they have trained. A test that hangs ends the run: where workers are
+# started again, xdist runs it again on each of them, ten minutes a time.
 test: $(VENV)/installed
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0
 
 # Without the tests that train for long, start processes or a browser, or run whole benchmarks.
 test-fast: $(VENV)/installed
-	$(BIN)/pytest -n 2 --dist loadfile -m 'not slow'
+	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 -m 'not slow'
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
