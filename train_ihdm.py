@@ -27,6 +27,7 @@ from vq_ihdm.arguments import (
     positive_int,
     positive_probability,
     probability,
+    share_below_one,
 )
 from vq_ihdm.covariates import Covariate
 from vq_ihdm.data.conditioning import (
@@ -68,6 +69,12 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--pretrained_model_name_or_path", help="start from this denoiser or pipeline (folder or Hub id)")
     add(
+        "--pretrained_share",
+        type=share_below_one,
+        default=0.0,
+        help="of its weights in what is validated and kept: their mean with what was learnt here",
+    )
+    add(
         "--shifted_views",
         type=non_negative_int,
         default=0,
@@ -94,6 +101,8 @@ def main() -> None:
         raise InputError(f"--sigma_max {args.sigma_max} hides next to nothing; take {SMALLEST_SIGMA} cells or more")
     if args.num_inference_steps > 1 and args.reveal_probability == 0:
         raise InputError("--reveal_probability 0 trains for one step of sampling only; leave --num_inference_steps out")
+    if args.pretrained_share and args.pretrained_model_name_or_path is None:
+        raise InputError("--pretrained_share needs --pretrained_model_name_or_path, the denoiser whose share it is")
     accelerator = make_accelerator(args)
     device = accelerator.device
     set_seed(args.seed, device_specific=True)
@@ -145,7 +154,9 @@ def main() -> None:
 
     # ---- training ---------------------------------------------------------------------------------------------
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=args.learning_rate)
-    denoiser, optimizer, lr_scheduler, ema = prepare_network(args, accelerator, denoiser, optimizer)
+    denoiser, optimizer, lr_scheduler, ema = prepare_network(
+        args, accelerator, denoiser, optimizer, start_share=args.pretrained_share
+    )
     unwrapped = accelerator.unwrap_model(denoiser)
     parts = {"network": unwrapped, "ema": ema, "optimizer": optimizer, "scheduler": lr_scheduler}
     run = TrainingRun(args, accelerator, "denoiser", range(len(train_codes)), parts, ema)

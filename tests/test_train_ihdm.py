@@ -106,6 +106,20 @@ def test_a_denoiser_learns_on_from_a_denoiser_or_a_pipeline(ihdm, ihdm_run, vqga
     assert "leave --covariates out, or train a new one" in refusal(ihdm, *flags)
 
 
+def test_what_is_kept_is_the_mean_of_what_was_and_what_is_learnt(ihdm, ihdm_run, tmp_path):
+    learning_on = ("--pretrained_model_name_or_path", ihdm_run / "last", "--validation_steps", 4)
+    plain = ihdm(*learning_on, output_dir=tmp_path / "plain")
+    leaning = ihdm(*learning_on, "--pretrained_share", 0.25, output_dir=tmp_path / "leaning")
+    stopped = ihdm(*learning_on, "--pretrained_share", 0.25, "--max_train_steps", 3, output_dir=tmp_path / "stopped")
+    ihdm(*learning_on, "--pretrained_share", 0.25, "--resume_from_checkpoint", "latest", output_dir=stopped)
+    assert differences(final_state(stopped), final_state(leaning)) == []
+    before, learnt, kept = (load_file(run / "last" / "model.safetensors") for run in (ihdm_run, plain, leaning))
+    for name, tensor in kept.items():
+        torch.testing.assert_close(tensor, 0.25 * before[name] + 0.75 * learnt[name], atol=1e-6, rtol=0)
+    assert any(not torch.equal(tensor, learnt[name]) for name, tensor in kept.items())
+    assert "needs --pretrained_model_name_or_path" in refusal(ihdm, "--pretrained_share", 0.25)
+
+
 def test_a_denoiser_keeps_the_standardisation_it_learnt_by(ihdm_run, tmp_path):
     """Whatever the statistics of the set it learns on with, and where the codebook has moved a little."""
     pipeline = VQIHDMPipeline.from_pretrained(ihdm_run / "pipeline")

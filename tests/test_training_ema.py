@@ -20,6 +20,23 @@ def test_ema_by_hand():
     assert not ema.module.training and not ema.module.weight.requires_grad
 
 
+def test_a_share_of_the_start_stays():
+    network = nn.BatchNorm1d(3)
+    plain, leaning = EMA(network, 0.9), EMA(network, 0.9, start_share=0.25)
+    start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    for _ in range(5):
+        network.weight.data += 1
+        network.bias.data += 1
+        network(torch.randn(8, 3) + 5)
+        plain.update(network)
+        leaning.update(network)
+    for name, tensor in leaning.module.state_dict().items():
+        learnt = plain.module.state_dict()[name]
+        expected = 0.25 * start[name] + 0.75 * learnt if tensor.is_floating_point() else learnt
+        torch.testing.assert_close(tensor, expected)
+        assert not torch.equal(tensor, start[name])
+
+
 def test_ema_leaves_the_network_alone_and_copies_whole_numbers():
     network = nn.BatchNorm1d(3)
     ema = EMA(network, decay=0.9)

@@ -34,6 +34,7 @@ SENSIBLE = {
         "ema_decay",
         "dropout",
         "covariate_dropout",
+        "pretrained_share",
         "shifted_views",
         "dataloader_num_workers",  # the main process reads
         "dead_code_steps",

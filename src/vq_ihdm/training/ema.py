@@ -13,24 +13,37 @@ class EMA:
     initial weights. Buffers are followed like parameters, whole numbers copied. Every process computes the same
     average, since every process holds the same weights.
 
+    With a `start_share` the shadow follows the weighted mean of `module` and of what it was at the start. What was
+    trained further predicts unseen images better somewhere between both than at either end (Wortsman et al. 2022,
+    "Robust fine-tuning of zero-shot models").
+
     `diffusers.training_utils.EMAModel` averages parameters alone: batch normalisation's statistics would stay those of
     the start, and it cannot save a transformers model.
     """
 
-    def __init__(self, module: nn.Module, decay: float):
-        self.decay = decay
+    def __init__(self, module: nn.Module, decay: float, start_share: float = 0.0):
+        self.decay, self.start_share = decay, start_share
         self.updates = 0
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        self.restart(module)
+
+    def restart(self, module: nn.Module) -> None:
+        """Take these weights as the average and as the start."""
+        self.module.load_state_dict(module.state_dict())
+        self.start = copy.deepcopy(self.module.state_dict()) if self.start_share else None
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for shadow, value in zip(self.module.state_dict().values(), module.state_dict().values(), strict=True):
-            if shadow.is_floating_point():
-                shadow.lerp_(value, 1 - decay)
+        values = module.state_dict()
+        for name, shadow in self.module.state_dict().items():
+            if not shadow.is_floating_point():
+                shadow.copy_(values[name])
+            elif self.start is None:
+                shadow.lerp_(values[name], 1 - decay)
             else:
-                shadow.copy_(value)
+                shadow.lerp_(values[name].lerp(self.start[name], self.start_share), 1 - decay)
 
     def state_dict(self) -> dict:
         return {"updates": self.updates, "module": self.module.state_dict()}

@@ -109,6 +109,7 @@ def prepare_network(
     network: nn.Module,
     optimizer: Optimizer,
     starts: Sequence[int] = (0,),
+    start_share: float = 0.0,
 ) -> tuple[nn.Module, Optimizer, LRScheduler, EMA]:
     """A network on its device and wrapped for the processes, with its optimizer, learning rates and moving average.
 
@@ -117,12 +118,13 @@ def prepare_network(
     Args:
         optimizer: of this network, and perhaps of others.
         starts: see `make_scheduler`.
+        start_share: see `EMA`.
     """
     network.to(accelerator.device).train()
     lr_scheduler = make_scheduler(args, optimizer, starts)
-    ema = EMA(network, args.ema_decay)  # of the network as it is: what wraps it may not be copied
+    ema = EMA(network, args.ema_decay, start_share)  # of the network as it is: what wraps it may not be copied
     network, optimizer = accelerator.prepare(network, optimizer)
-    ema.module.load_state_dict(accelerator.unwrap_model(network).state_dict())
+    ema.restart(accelerator.unwrap_model(network))
     return network, optimizer, lr_scheduler, ema
 
 
