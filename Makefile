@@ -37,7 +37,7 @@ demo: samples $(VENV)/installed-demo
 	@echo "look at $(DEMO)/samples.png and $(DEMO)/reconstructions.png"
 
 # One process a core; the tests of a file share what they have trained. A test that hangs ends the run: where workers are
-# started again, xdist runs it again on each of them, ten minutes a time.
+# started again, xdist runs it again on each of them, twenty minutes a time.
 test: $(VENV)/installed
 	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0
 
