@@ -17,6 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="vq_ihdm_tests_")
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"  # servers of the tests are asked directly
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # nobody is told
+os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny tensors: more threads only get in each other's way
 sys.path.insert(0, str(ROOT))  # the scripts are modules at the top of the repository
 
