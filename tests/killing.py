@@ -4,6 +4,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from threading import RLock
+
+from tqdm.auto import tqdm
 
 CALLS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir", "shutil.rmtree"}
 
@@ -29,6 +32,8 @@ def child(body: Callable[[], None], killed_before_call: int | None = None) -> in
             if calls == killed_before_call:
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    # Bars of forked processes share a lock, and whoever is killed while holding it keeps it for ever.
+    tqdm.set_lock(RLock())
     try:
         sys.addaudithook(count)
         body()

@@ -4,6 +4,7 @@ VQ_IHDM_FAULTS=20 makes it twenty times as many cases.
 """
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -19,6 +20,7 @@ from killing import child, reap
 from safetensors.torch import load_file, save_file
 from tiny_training import assert_same_run, train
 from torch import nn
+from tqdm.auto import tqdm
 
 from vq_ihdm.errors import InputError
 from vq_ihdm.training.checkpoints import Checkpointer, list_checkpoints
@@ -127,6 +129,20 @@ def test_without_a_whole_checkpoint_a_run_does_not_start_anew(network, tmp_path)
 
 
 # ---- kills --------------------------------------------------------------------------------------------------------
+
+
+def test_one_who_is_killed_keeps_no_lock_that_others_need():
+    def hold() -> None:
+        tqdm.get_lock().acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def family() -> None:
+        signal.alarm(30)
+        tqdm.set_lock(multiprocessing.RLock())
+        assert reap(child(hold))
+        list(tqdm([1]))
+
+    assert not reap(child(family))
 
 
 @pytest.mark.slow
