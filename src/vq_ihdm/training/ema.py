@@ -25,25 +25,20 @@ class EMA:
         self.decay, self.start_share = decay, start_share
         self.updates = 0
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
-        self.restart(module)
-
-    def restart(self, module: nn.Module) -> None:
-        """Take these weights as the average and as the start."""
-        self.module.load_state_dict(module.state_dict())
         self.start = copy.deepcopy(self.module.state_dict()) if self.start_share else None
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        values = module.state_dict()
-        for name, shadow in self.module.state_dict().items():
-            if not shadow.is_floating_point():
-                shadow.copy_(values[name])
-            elif self.start is None:
-                shadow.lerp_(values[name], 1 - decay)
+        shadows, values = self.module.state_dict(), module.state_dict()
+        for (name, shadow), value in zip(shadows.items(), values.values(), strict=True):
+            if shadow.is_floating_point():
+                if self.start is not None:
+                    value = value.lerp(self.start[name], self.start_share)
+                shadow.lerp_(value, 1 - decay)
             else:
-                shadow.lerp_(values[name].lerp(self.start[name], self.start_share), 1 - decay)
+                shadow.copy_(value)
 
     def state_dict(self) -> dict:
         return {"updates": self.updates, "module": self.module.state_dict()}

@@ -118,13 +118,13 @@ def prepare_network(
     Args:
         optimizer: of this network, and perhaps of others.
         starts: see `make_scheduler`.
-        start_share: see `EMA`.
+        start_share: see `EMA`; of weights that every process has read alike.
     """
     network.to(accelerator.device).train()
     lr_scheduler = make_scheduler(args, optimizer, starts)
     ema = EMA(network, args.ema_decay, start_share)  # of the network as it is: what wraps it may not be copied
     network, optimizer = accelerator.prepare(network, optimizer)
-    ema.restart(accelerator.unwrap_model(network))
+    ema.module.load_state_dict(accelerator.unwrap_model(network).state_dict())
     return network, optimizer, lr_scheduler, ema
 
 
