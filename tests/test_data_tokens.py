@@ -81,7 +81,7 @@ def test_tokens_are_cached_by_content(split, tmp_path):
     assert list((tmp_path / "tokens").iterdir()) == [cached] and cached.stat().st_mtime_ns == written
 
     encode_split(vqvae, split, mirrored=True)
-    encode_split(vqvae, split, mirrored=False, shifted_views=1)
+    encode_split(vqvae, split, mirrored=False, shifted_views=1)  # of still slices, too, which are cached
     encode_split(vqvae, split.select(range(31)), mirrored=False)
     vqvae.encoder.conv_in.weight.data[0, 0, 0, 0] += 1e-3
     encode_split(vqvae, split, mirrored=False)

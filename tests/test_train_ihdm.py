@@ -53,8 +53,16 @@ def test_the_denoiser_alone_learns_from_shifted_views(ihdm, ihdm_run, tmp_path):
     one, other = (load_file(f / "denoiser" / "model.safetensors") for f in (ihdm_run / "pipeline", shifted))
     assert torch.equal(one["code_embeddings"], other["code_embeddings"])
     assert any(not torch.equal(one[name], other[name]) for name in one)
-    assert views_learnt_from(read_record(shifted)) == {"mirrored": True, "shifted_views": 2}
-    assert views_learnt_from(read_record(ihdm_run / "pipeline")) is None
+    assert views_learnt_from(read_record(ihdm_run / "pipeline")) == []
+
+    seen = [{"mirrored": True, "shifted_views": 2}]
+    assert views_learnt_from(read_record(shifted)) == seen
+    for number, (flags, also) in enumerate(
+        [([2], []), ([1, "--no-random_flip"], [{"mirrored": False, "shifted_views": 1}])]
+    ):
+        further = tmp_path / f"further {number}"
+        ihdm("--shifted_views", *flags, "--pretrained_model_name_or_path", shifted, output_dir=further)
+        assert views_learnt_from(read_record(further / "pipeline")) == seen + also
 
 
 def test_a_tokenizer_of_other_slices_is_told(ihdm, vqgan_run, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -53,7 +54,6 @@ def draw_views(train_codes: torch.LongTensor, indices: list[int]) -> torch.LongT
     return train_codes[indices, torch.randint(train_codes.shape[1], (len(indices),))]
 
 
-@torch.no_grad()
 def encode_split(vqvae: VQModel, split: Dataset, mirrored: bool, shifted_views: int = 0) -> torch.LongTensor:
     """Code indices (N, V, h, w) of a split: of each image as it is; with `mirrored`, of its left-right mirror image;
     then `shifted_views` times of these, moved by up to `MAX_SHIFT` pixels.
@@ -61,18 +61,34 @@ def encode_split(vqvae: VQModel, split: Dataset, mirrored: bool, shifted_views: 
     Cached by the content of images and VQGAN, so a set is encoded once whatever trains on it. A damaged cache is
     encoded again.
     """
+    generator = torch.Generator().manual_seed(0)
 
+    def still(images: torch.Tensor) -> list[torch.Tensor]:
+        return [images, images.flip(-1)] if mirrored else [images]
+
+    def moved(images: torch.Tensor) -> list[torch.Tensor]:
+        return [shifted(view, generator) for _ in range(shifted_views) for view in still(images)]
+
+    codes = [_encode_views(vqvae, split, still, f"{mirrored}")]
+    if shifted_views:
+        codes.append(_encode_views(vqvae, split, moved, f"{mirrored} {shifted_views} shifted"))
+    return torch.cat(codes, dim=1)
+
+
+def _encode_views(
+    vqvae: VQModel, split: Dataset, views: Callable[[torch.Tensor], list[torch.Tensor]], name: str
+) -> torch.LongTensor:
+    """Codes (N, V, h, w) of V views of each image; the cache knows them by name."""
+
+    @torch.no_grad()
     def encode() -> dict[str, torch.Tensor]:
-        images, generator = SliceTensors(split), torch.Generator().manual_seed(0)
-        parts = []
+        images, parts = SliceTensors(split), []
         for start in tqdm(range(0, len(images), BATCH), desc="encoding"):
             batch = images.stack(list(range(start, min(start + BATCH, len(images)))))
-            still = [batch, batch.flip(-1)] if mirrored else [batch]
-            views = still + [shifted(view, generator) for _ in range(shifted_views) for view in still]
-            parts.append(torch.stack([encode_images(vqvae, view.to(vqvae.device)).cpu() for view in views], dim=1))
+            parts.append(torch.stack([encode_images(vqvae, view.to(vqvae.device)).cpu() for view in views(batch)], 1))
         return {"code_indices": torch.cat(parts).to(torch.int32)}
 
-    path = CACHE / f"{_fingerprint(vqvae, split, mirrored, shifted_views)}.safetensors"
+    path = CACHE / f"{_fingerprint(vqvae, split, name)}.safetensors"
     return cached_tensors(path, encode)["code_indices"].long()
 
 
@@ -85,10 +101,10 @@ def shifted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return torch.stack([image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, places, strict=True)])
 
 
-def _fingerprint(vqvae: VQModel, split: Dataset, mirrored: bool, shifted_views: int) -> str:
+def _fingerprint(vqvae: VQModel, split: Dataset, views: str) -> str:
     config = {name: value for name, value in vqvae.config.items() if not name.startswith("_")}  # _name_or_path, ...
     # The leading number is the cache's format; as JSON a model that was loaded has the config it was saved with.
-    digest = hashlib.sha256(f"2 {mirrored} {shifted_views} {json.dumps(config, sort_keys=True)}".encode())
+    digest = hashlib.sha256(f"3 {views} {json.dumps(config, sort_keys=True)}".encode())
     for name, tensor in sorted(vqvae.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     for row in split.select_columns("image").cast_column("image", Image(decode=False)):

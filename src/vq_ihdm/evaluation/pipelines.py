@@ -48,7 +48,7 @@ def evaluate_pipeline(
     num_images: int,
     seed: int = 0,
     batch_size: int = 32,
-    views: dict | None = None,
+    views: Sequence[dict] = (),
     **sampling,
 ) -> Report:
     """Draw images from a pipeline and evaluate them, its tokenizer and its prior, as far as it has them.
@@ -106,14 +106,14 @@ def decode(pipe: DiffusionPipeline, codes: torch.Tensor, batch_size: int = 32) -
 
 
 def tokenize(
-    pipe: DiffusionPipeline, reference: EvaluationSet, batch_size: int = 32, views: dict | None = None
+    pipe: DiffusionPipeline, reference: EvaluationSet, batch_size: int = 32, views: Sequence[dict] = ()
 ) -> Tokenized:
     """The real images through a pipeline's tokenizer and back; codes come from the cache that training uses.
 
     Args:
         batch_size: images that are decoded at a time.
-        views: arguments of `encode_split` for the views that a second stage learnt from; by default each image and its
-            mirror image.
+        views: what a second stage learnt from beside each image and its mirror image, as `hub.record.views_learnt_from`
+            tells it.
 
     Raises:
         InputError: they have a size that it does not take.
@@ -121,7 +121,12 @@ def tokenize(
     check_image_size(reference.training.split, "the data set", downsampling_factor(pipe.vqvae))
     sides = reference.training.split, reference.held_out.split
     codes = [encode_split(pipe.vqvae, split, mirrored=True) for split in sides]
-    of_views = [encode_split(pipe.vqvae, split, **views) for split in sides] if views else codes
+    of_views = [
+        torch.cat(
+            [still, *(encode_split(pipe.vqvae, split, **drawn)[:, 1 + drawn["mirrored"] :] for drawn in views)], 1
+        )
+        for still, split in zip(codes, sides, strict=True)
+    ]
     return Tokenized(
         *(of_side.numpy() for of_side in codes),
         *(decode(pipe, of_side[:, 0], batch_size) for of_side in codes),

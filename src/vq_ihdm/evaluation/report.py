@@ -305,7 +305,7 @@ def describe_audit(audit: dict) -> list[str]:
         lines += ["", "Had a part of the images been copies of training images, the audit would have noticed:", ""]
         lines += [f"- {copies} copies in {', '.join(shares)} of the images." for copies, shares in caught.items()]
         if "moved" in caught:
-            lines.append("- Moved ones stand up to four pixels from where they did.")
+            lines.append("- Moved ones stand a few pixels from where they did.")
         if "imperfect" in caught:
             lines.append("- Imperfect ones stand a quarter as far from a training image as from any held-out one.")
         if "decoded" not in caught:

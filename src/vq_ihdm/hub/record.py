@@ -200,12 +200,15 @@ def recorded_stages(path_or_id: str | os.PathLike) -> list[dict[str, Any]]:
     return [{"data": of_stage(record["data"])} | stage for stage in record["stages"]] if record else []
 
 
-def views_learnt_from(record: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Arguments of `data.tokens.encode_split` for the shifted views that a second stage saw; None where it saw none."""
-    for stage in reversed(record["stages"] if record is not None else []):
-        if stage["settings"].get("shifted_views"):
-            return {"mirrored": stage["settings"]["random_flip"], "shifted_views": stage["settings"]["shifted_views"]}
-    return None
+def views_learnt_from(record: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """For each training of a second stage on shifted views: the arguments that have `data.tokens.encode_split` draw the
+    same ones again, once each."""
+    views = []
+    for settings in (stage["settings"] for stage in (record["stages"] if record is not None else [])):
+        if settings.get("shifted_views"):
+            drawn = {"mirrored": settings["random_flip"], "shifted_views": settings["shifted_views"]}
+            views += [drawn] if drawn not in views else []
+    return views
 
 
 def repository_file(path_or_id: str | os.PathLike, name: str, repo_type: str = "model") -> Path | None:
