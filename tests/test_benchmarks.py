@@ -106,6 +106,19 @@ def test_table_1_has_every_system_and_goes_on_where_it_was_killed(benchmark, tmp
     assert again["wgan"]["figures"] == rows["wgan"]["figures"]  # same weights, same seed, same figures
 
 
+def test_table_1_gives_each_system_its_minutes(benchmark, evaluated_set, tmp_path):
+    """A tokenizer has its share of a system's minutes, which a first step exceeds here."""
+    table1 = importlib.import_module("table1")
+    flags = ("--config", tmp_path / "tiny.yaml", "--dataset_name", evaluated_set, "--work_dir", tmp_path / "work")
+    args = table1.build_parser().parse_args([*map(str, flags), "--budget_minutes", "0.0001"])
+    table1.train_all([system for system in table1.SYSTEMS if system.name in ("vq_ihdm", "wgan")], args)
+    assert sorted(folder.name for folder in (tmp_path / "work").iterdir()) == ["vq_ihdm", "vqgan", "wgan"]
+    for stage, share in (("vqgan", 0.6), ("vq_ihdm", 0.4), ("wgan", 1)):
+        config = json.loads((tmp_path / "work" / stage / "config.json").read_text())
+        assert config["max_train_minutes"] == pytest.approx(0.0001 * share)
+        assert table1.last_metrics(tmp_path / "work" / stage)["step"] == 1
+
+
 def test_one_step_and_its_ablations(benchmark, vqgan_run):
     flags = ("--vqvae", vqgan_run / "best", "--train_steps", 24, "--trainings", "default", "absorbing", "ldm")
     _, results = benchmark("one_step_vs_absorbing.py", *flags, "--training_seeds", 0, 1, "--ablations")
