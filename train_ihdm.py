@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -217,7 +218,7 @@ def make_denoiser(
     standardisation it learnt by, whatever the new tokens' statistics.
     """
     if args.pretrained_model_name_or_path is not None:
-        denoiser = load_denoiser(args.pretrained_model_name_or_path)
+        denoiser = load_denoiser(args.pretrained_model_name_or_path, dropout=args.dropout)
         config, embeddings = denoiser.config, None
         if (config.num_codes, config.code_dim) == codebook.shape:
             embeddings = restandardised(codebook, denoiser.code_embeddings)
@@ -226,7 +227,7 @@ def make_denoiser(
                 f"{args.pretrained_model_name_or_path} is a denoiser of other codes than those of {args.vqvae}; "
                 "name the VQGAN it was trained on, or one that learnt on from there"
             )
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "dropout", "neighbourhood_size"):
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "neighbourhood_size"):
             setattr(args, name, getattr(config, name))  # what counts, whatever a preset says, and is recorded
     else:
         config = VQIHDMDenoiserConfig(
@@ -267,15 +268,15 @@ def restandardised(codebook: torch.Tensor, embeddings: torch.Tensor) -> torch.Te
     return None if of_other_codes else line + embeddings.mean(0)
 
 
-def load_denoiser(path: str) -> VQIHDMDenoiser:
-    """The denoiser of a folder or Hub repository, of its own or inside a pipeline, in float32.
+def load_denoiser(path: str, **config: Any) -> VQIHDMDenoiser:
+    """The denoiser of a folder or Hub repository, of its own or inside a pipeline, in float32, its config so changed.
 
     Raises:
         InputError: there is none.
     """
     for subfolder in ("", "denoiser"):
         try:
-            return load_component(VQIHDMDenoiser, path, subfolder=subfolder).float().train()
+            return load_component(VQIHDMDenoiser, path, subfolder=subfolder, **config).float().train()
         except ValueError as error:
             reason = str(error).splitlines()[0]
     raise InputError(f"{path} holds no denoiser ({reason}); train one with train_ihdm.py")

@@ -96,12 +96,13 @@ def test_a_denoiser_learns_on_from_a_denoiser_or_a_pipeline(ihdm, ihdm_run, vqga
         before = load_file(place / ("denoiser" if place.name == "pipeline" else "") / "model.safetensors")
         folder = ihdm(
             "--pretrained_model_name_or_path", place, "--learning_rate", 1e-12, "--hidden_size", 8,
-            "--max_train_steps", 1, output_dir=tmp_path / place.name,
+            "--dropout", 0.3, "--max_train_steps", 1, output_dir=tmp_path / place.name,
         )  # fmt: skip
         after = load_file(folder / "best" / "model.safetensors")
         for name, tensor in after.items():
             torch.testing.assert_close(tensor, before[name], atol=1e-6, rtol=0)
         assert json.loads((folder / "config.json").read_text())["hidden_size"] != 8  # as the denoiser is
+        assert json.loads((folder / "best" / "config.json").read_text())["dropout"] == 0.3  # as the training is
         *earlier, last = read_record(folder / "pipeline")["stages"]
         assert earlier == read_record(place)["stages"] and last["step"] == 1
     tiny_vq_model().save_pretrained(tmp_path / "other")
