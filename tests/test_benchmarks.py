@@ -236,17 +236,17 @@ def test_speed_is_measured_beside_peers_and_stored(
     affine[:3, 3] = -60
     nib.save(nib.Nifti1Image(head(60, 60, 60), affine), tmp_path / "head.nii.gz")
     run_script(
-        "benchmarks/speed.py", "--pipeline", every_kind_folder, "--batch_sizes", 1, 3, "--threads", 1, "--repeats", 2,
+        "benchmarks/speed.py", "--pipeline", every_kind_folder, "--batch_sizes", 1, 3, "--threads", 1, "--repeats", 1,
         "--volumes", tmp_path, "--num_features", 60, "--onnx", every_kind_onnx_folder, "--config", tiny_preset,
         "--dataset_name", template_set, "--perceptual_weights", trunk,
         "--parts", "sampling", "training", "processes", "blur", "data", "evaluation", "--processes", 2, "--steps", 2,
         "--output_dir", tmp_path / "speed",
     )  # fmt: skip
-    run_script("benchmarks/speed.py", "--pipeline", every_kind_folder, "--parts", "blur", "--repeats", 1,
+    run_script("benchmarks/speed.py", "--pipeline", every_kind_folder, "--parts", "blur", "--repeats", 2,
                "--output_dir", tmp_path / "speed")  # fmt: skip
     parts = json.loads((tmp_path / "speed" / "results.json").read_text())["parts"]
     assert {part: content["repeats"] for part, content in parts.items()} == {
-        "sampling": 2, "training": 2, "processes": 2, "blur": 1, "data": 2, "evaluation": 2
+        "sampling": 1, "training": 1, "processes": 1, "blur": 2, "data": 1, "evaluation": 1
     }  # fmt: skip
     rows = [row for content in parts.values() for row in content["rows"]]
     for row in rows:
