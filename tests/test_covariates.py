@@ -1,5 +1,6 @@
 """The vocabulary: what a user may ask for, and how it becomes numbers and comes back."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -76,9 +77,22 @@ def test_features_and_back():
     assert encode_covariates(KNOWN, decode_covariates(KNOWN, wild), 50).double().allclose(wild)
 
 
+def test_a_number_s_polynomials_are_uncorrelated_and_of_unit_variance():
+    """Under the normal distribution, by quadrature; the first is the standardised number."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(10)
+    ages = torch.from_numpy(50 + 20 * nodes)
+    features = dataclasses.replace(AGE, degree=4).features(ages).numpy()
+    moments = np.einsum("n,ni,nj->ij", weights / weights.sum(), features, features)
+    np.testing.assert_allclose(moments, np.eye(4), atol=1e-9)
+    np.testing.assert_allclose(weights @ features, 0, atol=1e-9)
+    np.testing.assert_allclose(features[:, 0], nodes)
+
+
 def test_the_vocabulary_travels_as_json():
     assert vocabulary([vars(covariate) for covariate in KNOWN]) == tuple(KNOWN)
     assert vocabulary(None) == ()
+    of_earlier_versions = {name: value for name, value in vars(AGE).items() if name != "degree"}
+    assert vocabulary([of_earlier_versions])[0].num_features == 1
 
 
 def test_embedding_tells_values_apart_and_not_given_from_all_of_them():

@@ -1,5 +1,6 @@
 """The prior over states and covariates together: conditioning, missing values, whom a component stands for."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -142,6 +143,19 @@ def test_a_fitted_prior_obeys(missing):
     assert effect(prior, of_sex, [nan, 1, nan]) - effect(prior, of_sex, [nan, 0, nan]) == close(2, abs=0.3)
     assert effect(prior, of_level, [nan, nan, 0.0]) - effect(prior, of_level, [nan, nan, 0.5]) == close(2, abs=0.3)
     assert effect(prior, of_age, [70, 1, 0.5]) - effect(prior, of_age, [30, 1, 0.5]) == close(2, abs=0.3)
+
+
+def test_what_grows_late_in_life_is_drawn_so():
+    """Nothing changes until 50, then more and more: a straight line gives half of it too early, and half to the old."""
+    sharp, table, (of_age, *_) = population()
+    late = ((table[:, 0] - 50).clamp_min(0) / 20) ** 2
+    sharp += torch.tensordot((late - (table[:, 0] - 50) / 20)[:, None], of_age[None], 1)
+    for degree, accuracy in ((1, 0.6), (2, 0.3)):
+        known = [dataclasses.replace(AGE, degree=degree), SEX, LEVEL]
+        prior = fit_prior(sharp, SIGMA, rank=20, num_components=1, known_covariates=known, covariates=table)
+        young, middle, old = (effect(prior, of_age, [age, math.nan, math.nan]) for age in (25, 50, 80))
+        error = max(abs(old - middle - 2.25), abs(middle - young))
+        assert (error < accuracy) == (degree == 2)
 
 
 def test_what_is_not_given_is_drawn_as_in_the_population():
