@@ -33,6 +33,8 @@ class Covariate:
         low, high: range of the training values, rounded outwards; of a category meaningless.
         mean, std: of the training values of a continuous one.
         categories: names of a category, in the order of their indices.
+        degree: of the polynomial by which an image depends on a continuous one: ventricles widen late in life. (Models
+            of earlier versions have 1.)
     """
 
     name: str
@@ -42,11 +44,12 @@ class Covariate:
     mean: float = 0.0
     std: float = 1.0
     categories: Sequence[str] = ()
+    degree: int = 1
 
     @property
     def num_features(self) -> int:
         """Dimensions of `features`."""
-        return {"continuous": 1, "level": LEVEL_FEATURES, "category": len(self.categories)}[self.kind]
+        return {"continuous": self.degree, "level": LEVEL_FEATURES, "category": len(self.categories)}[self.kind]
 
     def encode(self, value: Any) -> float:
         """A value as a user writes it -> the number in a table; None, not given, becomes NaN.
@@ -82,9 +85,10 @@ class Covariate:
         return self.categories[int(number)] if self.kind == "category" else float(f"{number:.6g}")
 
     def features(self, values: torch.Tensor) -> torch.Tensor:
-        """(N,) numbers -> (N, num_features): standardised, cosines of a level, or one-hot; NaN stays NaN."""
+        """(N,) numbers -> (N, num_features): Hermite polynomials of the standardised number, uncorrelated and of unit
+        variance where it is normal; cosines of a level; or one-hot. NaN stays NaN."""
         if self.kind == "continuous":
-            return ((values - self.mean) / self.std)[:, None]
+            return hermite_polynomials((values - self.mean) / self.std, self.degree)
         if self.kind == "level":
             return torch.cos(math.pi * values.clamp(0, 1)[:, None] * _counting(1, LEVEL_FEATURES, values))
         one_hot = (values[:, None] == _counting(0, len(self.categories) - 1, values)).to(values.dtype)
@@ -106,6 +110,14 @@ class Covariate:
             return features[:, 0] * self.std + self.mean
         levels = torch.linspace(self.low, self.high, LEVEL_GRID, dtype=features.dtype, device=features.device)
         return levels[torch.cdist(features, self.features(levels)).argmin(1)]
+
+
+def hermite_polynomials(values: torch.Tensor, degree: int) -> torch.Tensor:
+    """He_1 ... He_degree, each over the root of its factorial: (N,) -> (N, degree)."""
+    polynomials = [torch.ones_like(values), values]
+    for k in range(1, degree):
+        polynomials.append(values * polynomials[k] - k * polynomials[k - 1])
+    return torch.stack([polynomials[k] / math.sqrt(math.factorial(k)) for k in range(1, degree + 1)], dim=1)
 
 
 def interpolate(numbers: torch.Tensor, pairs: Sequence[Sequence[float]]) -> torch.Tensor:
