@@ -14,7 +14,7 @@ from ..fit_prior import MIN_SUBJECTS
 
 KNOWN = ("age", "sex", "diagnosis", "cdr", "slice_level")  # what is used unless named otherwise
 LEVEL = "slice_level"
-DEGREE = 2  # of a number such as age: by a straight line ventricles were half as large at 74 as they should be
+DEGREE = 2  # of a number such as age: by a straight line ventricles at 74 are half as large as they should be
 
 
 def find_vocabulary(train: Dataset, names: Sequence[str] | None, source: str) -> list[Covariate]:
