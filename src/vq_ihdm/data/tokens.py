@@ -61,18 +61,25 @@ def encode_split(vqvae: VQModel, split: Dataset, mirrored: bool, shifted_views: 
     Cached by the content of images and VQGAN, so a set is encoded once whatever trains on it. A damaged cache is
     encoded again.
     """
+    codes = _encode_views(vqvae, split, lambda images: still(images, mirrored), f"{mirrored}")
+    if not shifted_views:
+        return codes
+    return torch.cat([codes, encode_shifted(vqvae, split, mirrored, shifted_views)], dim=1)
+
+
+def encode_shifted(vqvae: VQModel, split: Dataset, mirrored: bool, shifted_views: int) -> torch.LongTensor:
+    """The shifted views of `encode_split` alone."""
     generator = torch.Generator().manual_seed(0)
 
-    def still(images: torch.Tensor) -> list[torch.Tensor]:
-        return [images, images.flip(-1)] if mirrored else [images]
-
     def moved(images: torch.Tensor) -> list[torch.Tensor]:
-        return [shifted(view, generator) for _ in range(shifted_views) for view in still(images)]
+        return [shifted(view, generator) for _ in range(shifted_views) for view in still(images, mirrored)]
 
-    codes = [_encode_views(vqvae, split, still, f"{mirrored}")]
-    if shifted_views:
-        codes.append(_encode_views(vqvae, split, moved, f"{mirrored} {shifted_views} shifted"))
-    return torch.cat(codes, dim=1)
+    return _encode_views(vqvae, split, moved, f"{mirrored} {shifted_views} shifted")
+
+
+def still(images: torch.Tensor, mirrored: bool) -> list[torch.Tensor]:
+    """The images and, with `mirrored`, their left-right mirror images."""
+    return [images, images.flip(-1)] if mirrored else [images]
 
 
 def _encode_views(

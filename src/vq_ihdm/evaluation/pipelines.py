@@ -16,7 +16,7 @@ from ..covariates import Covariate, decode_covariates
 from ..data.conditioning import askable, covariate_table
 from ..data.images import check_image_size
 from ..data.pixels import tensor_to_uint8
-from ..data.tokens import encode_split
+from ..data.tokens import encode_shifted, encode_split
 from ..heat import blur, dct
 from ..sampling_arguments import usual_sampling
 from ..vqgan.model import downsampling_factor
@@ -122,10 +122,8 @@ def tokenize(
     sides = reference.training.split, reference.held_out.split
     codes = [encode_split(pipe.vqvae, split, mirrored=True) for split in sides]
     of_views = [
-        torch.cat(
-            [still, *(encode_split(pipe.vqvae, split, **drawn)[:, 1 + drawn["mirrored"] :] for drawn in views)], 1
-        )
-        for still, split in zip(codes, sides, strict=True)
+        torch.cat([of_side, *(encode_shifted(pipe.vqvae, split, **drawn) for drawn in views)], dim=1)
+        for of_side, split in zip(codes, sides, strict=True)
     ]
     return Tokenized(
         *(of_side.numpy() for of_side in codes),

@@ -201,13 +201,15 @@ def recorded_stages(path_or_id: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def views_learnt_from(record: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """For each training of a second stage on shifted views: the arguments that have `data.tokens.encode_split` draw the
-    same ones again, once each."""
+    """For each training of a second stage on shifted views: the arguments that have `data.tokens.encode_shifted` draw
+    the same ones again, once each."""
     views = []
-    for settings in (stage["settings"] for stage in (record["stages"] if record is not None else [])):
+    for stage in record["stages"] if record is not None else []:
+        settings = stage["settings"]
         if settings.get("shifted_views"):
             drawn = {"mirrored": settings["random_flip"], "shifted_views": settings["shifted_views"]}
-            views += [drawn] if drawn not in views else []
+            if drawn not in views:
+                views.append(drawn)
     return views
 
 
