@@ -104,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--disc_warmup_steps",
         type=non_negative_int,
         default=1_000,
-        help="and its loss enters the generator so much later",
+        help="alone: the generator waits, and its loss enters after so many",
     )
     add("--disc_channels", type=positive_int, default=64, help="width of the discriminator")
     add("--num_validation_images", type=positive_int, default=256, help="held-out images of the measure, at most")
@@ -159,40 +159,47 @@ def main() -> None:
             with torch.no_grad(), accelerator.autocast():
                 latents = torch.cat([unwrapped_g.latents(part) for part in first.split(args.train_batch_size)])
                 init_codebook(codebook, averaged_codebook, latents, args.l2_normalized_codes)
-        judging = step >= args.disc_start  # the discriminator trains,
-        adversarial = step >= args.disc_start + args.disc_warmup_steps  # and its loss enters the generator
+        adversarial = step >= args.disc_start + args.disc_warmup_steps
+        # The discriminator learns first, from a generator that stands: one that went on without its loss would lose the
+        # texture it has, and an untrained judge's loss would spoil it.
+        waiting = args.disc_start <= step and not adversarial
         for images in run.batches():
             with accelerator.accumulate(generator, discriminator):
                 images = mirror_at_random(images.to(device, non_blocking=True), args.random_flip)
-                reconstructions, vq_loss, code_indices, latents = generator(images)
-                usage.update(code_indices)
-                epoch_usage.update(code_indices)
-
-                # Each loss is differentiated once, down to the reconstruction; the adaptive weight mixes the gradients
-                # there, and the mixture goes down the generator in a single backward pass.
-                output = reconstructions.detach().requires_grad_()
-                with accelerator.autocast():
-                    gradient, losses, judged = criterion(images, output, judging, adversarial)
-                accelerator.backward((reconstructions * gradient).sum() + vq_loss)
-                if judging:
+                if waiting:
+                    with torch.no_grad(), accelerator.autocast():
+                        judged = criterion.judged(images, generator(images)[0])
+                    losses = {}
+                else:
+                    reconstructions, vq_loss, code_indices, latents = generator(images)
+                    usage.update(code_indices)
+                    epoch_usage.update(code_indices)
+                    # Each loss is differentiated once, down to the reconstruction; the adaptive weight mixes the
+                    # gradients there, and the mixture goes down the generator in a single backward pass.
+                    output = reconstructions.detach().requires_grad_()
+                    with accelerator.autocast():
+                        gradient, losses, judged = criterion(images, output, adversarial)
+                    accelerator.backward((reconstructions * gradient).sum() + vq_loss)
+                    losses["vq"] = vq_loss
+                if step >= args.disc_start:
                     losses["disc"] = discriminator_loss(discriminator, *judged)
                     accelerator.backward(losses["disc"])
                 if accelerator.sync_gradients:
                     clip_gradients(accelerator, optimizer, args.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
-                run.add(vq=vq_loss, **losses)
+                run.add(**losses)
         lr_scheduler.step()
         ema.update(unwrapped_g)
         if args.l2_normalized_codes and codebook_learns:
             normalize_codebook(codebook)
             normalize_codebook(averaged_codebook)  # an average of unit vectors is shorter than one
         codes = {}
-        if args.dead_code_steps and codebook_learns and (step + 1) % args.dead_code_steps == 0:
+        if args.dead_code_steps and codebook_learns and not waiting and (step + 1) % args.dead_code_steps == 0:
             counts = usage.total()
             codes["restarted_codes"] = restart_dead_codes(codebook, averaged_codebook, optimizer, counts, latents)
             usage.reset()
-        if (step + 1) % run.steps_per_epoch == 0:
+        if not waiting and (step + 1) % run.steps_per_epoch == 0:
             codes["usage"], codes["perplexity"] = usage_and_perplexity(epoch_usage.total())
             epoch_usage.reset()
         run.log(**codes)

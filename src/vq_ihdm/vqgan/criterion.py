@@ -15,6 +15,9 @@ from .windows import crop, draw_windows
 # many pixels has smaller ones. A power of two alters nothing else.
 SCALE = 2.0**10
 
+# What a discriminator judges of images and of reconstructions, a map for each of its levels.
+Judged = tuple[list[torch.Tensor], list[torch.Tensor]]
+
 
 class Criterion:
     """The losses of a VQGAN's reconstruction, each differentiated once, down to the pixels.
@@ -44,26 +47,22 @@ class Criterion:
         last_layer.register_forward_pre_hook(lambda _, inputs: setattr(self, "last_input", inputs[0].detach()))
 
     def __call__(
-        self, images: torch.Tensor, output: torch.Tensor, judging: bool, adversarial: bool
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], tuple[list[torch.Tensor], list[torch.Tensor]] | None]:
+        self, images: torch.Tensor, output: torch.Tensor, adversarial: bool
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], Judged]:
         """
         Args:
             images: (B, 1, H, W) in [-1, 1].
             output: their reconstructions, a leaf that requires its gradient.
-            judging: whether the discriminator trains yet,
-            adversarial: and its loss takes part.
+            adversarial: whether the loss of the discriminator takes part.
 
         Returns:
-            the gradient (B, 1, H, W); the losses by name; and what the discriminator judges, of images and of output,
-            None unless it is `judging`. None of them has a graph.
+            the gradient (B, 1, H, W); the losses by name; and what the discriminator judges, of images and of output.
+            None of them has a graph.
         """
-        # Where a scan is at an end of its scale, as in air, an output beyond it is shown as the same and is no error.
-        ended = images.abs() >= 1
-        shown = torch.where(ended & (output * images >= 1), images, output)
+        ended, shown, windows = self._shown(images, output)
         losses = {"l1": (images - shown).abs().mean()}
         reconstruction_loss = losses["l1"]
         if self.perceptual is not None:
-            windows = draw_windows(len(images), images.shape[-2:], self.window_size, images.device)
             with torch.no_grad():
                 real = self.perceptual.features(crop(images, windows))
             fake = self.perceptual.features(crop(shown, windows))
@@ -73,8 +72,6 @@ class Criterion:
                 losses["texture"] = self.perceptual.texture(real, fake)
                 reconstruction_loss = reconstruction_loss + self.texture_weight * losses["texture"]
         gradient = pixel_gradient(reconstruction_loss, output, retain_graph=adversarial)
-        if not judging:
-            return gradient, detached(losses), None
         if isinstance(self.discriminator, PatchDiscriminator):
             real, fake = [diff_augment(images)], [diff_augment(shown)]
         if adversarial:
@@ -87,6 +84,23 @@ class Criterion:
             losses["lambda"] = adaptive_weight(*of_tissue, self.last_input, self.last_layer.weight)
             gradient = gradient + self.disc_weight * losses["lambda"] * adversarial_gradient
         return gradient, detached(losses), (real, [judged.detach() for judged in fake])
+
+    @torch.no_grad()
+    def judged(self, images: torch.Tensor, output: torch.Tensor) -> Judged:
+        """What the discriminator judges, of images and of output, where it alone learns: as a call gives it."""
+        _, shown, windows = self._shown(images, output)
+        if isinstance(self.discriminator, PatchDiscriminator):
+            return [diff_augment(images)], [diff_augment(shown)]
+        return tuple(self.perceptual.features(crop(side, windows)) for side in (images, shown))
+
+    def _shown(self, images: torch.Tensor, output: torch.Tensor):
+        """Where a scan is at an end of its scale, as in air; the output as a picture shows it; and the windows.
+
+        There an output beyond the end is shown as the same, and is no error.
+        """
+        ended = images.abs() >= 1
+        shown = torch.where(ended & (output * images >= 1), images, output)
+        return ended, shown, draw_windows(len(images), images.shape[-2:], self.window_size, images.device)
 
 
 def detached(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
