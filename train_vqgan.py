@@ -145,7 +145,6 @@ def main() -> None:
     weights = args.perceptual_weight, args.texture_weight, args.disc_weight
     criterion = Criterion(unwrapped_d, last_layer, perceptual, window_size, *weights)
     codebook, averaged_codebook = (g.vq_model.quantize.embedding for g in (unwrapped_g, ema.module))
-    codebook_learns = not args.train_decoder_only
     usage, epoch_usage = (CodeUsage(len(codebook.weight), accelerator) for _ in range(2))
 
     # ---- training ---------------------------------------------------------------------------------------------
@@ -163,6 +162,7 @@ def main() -> None:
         # The discriminator learns first, from a generator that stands: one that went on without its loss would lose the
         # texture it has, and an untrained judge's loss would spoil it.
         waiting = args.disc_start <= step and not adversarial
+        codebook_learns = not (args.train_decoder_only or waiting)
         for images in run.batches():
             with accelerator.accumulate(generator, discriminator):
                 images = mirror_at_random(images.to(device, non_blocking=True), args.random_flip)
@@ -195,7 +195,7 @@ def main() -> None:
             normalize_codebook(codebook)
             normalize_codebook(averaged_codebook)  # an average of unit vectors is shorter than one
         codes = {}
-        if args.dead_code_steps and codebook_learns and not waiting and (step + 1) % args.dead_code_steps == 0:
+        if args.dead_code_steps and codebook_learns and (step + 1) % args.dead_code_steps == 0:
             counts = usage.total()
             codes["restarted_codes"] = restart_dead_codes(codebook, averaged_codebook, optimizer, counts, latents)
             usage.reset()

@@ -103,7 +103,7 @@ def vqgan_contestants(script: dict[str, Any], args: argparse.Namespace, size: tu
     def bare() -> None:
         reconstructions, vq_loss, _, _ = generator(images)
         output = reconstructions.detach().requires_grad_()
-        gradient, _, (real, fake) = criterion(images, output, judging=True, adversarial=True)
+        gradient, _, (real, fake) = criterion(images, output, adversarial=True)
         ((reconstructions * gradient).sum() + vq_loss).backward()
         discriminator_loss(discriminator, real, fake).backward()
         for group in groups:

@@ -69,15 +69,24 @@ def test_the_discriminator_that_begins_later_ends_with_the_generator(vqgan, flag
     assert final_state(vqgan("--disc_start", 3, *flags))["parts"]["scheduler"]["_last_lr"] == [0.0, 0.0]
 
 
+def test_the_generator_waits_while_the_discriminator_learns_first(vqgan, tmp_path):
+    """It would smooth meanwhile what it had learnt."""
+    before, after, enters = (
+        final_state(vqgan("--disc_start", 2, "--max_train_steps", steps, output_dir=tmp_path / str(steps)))["parts"]
+        for steps in (2, 4, 5)  # of which the conftest's preset has it wait two
+    )
+    assert differences(before["generator"], after["generator"]) == []
+    assert differences(before["discriminator"], after["discriminator"]) != []
+    assert differences(after["generator"], enters["generator"]) != []
+
+
 def test_every_weight_of_the_losses_reaches_the_training(vqgan, vqgan_run, tmp_path):
-    def generator(*flags: object) -> dict:
-        folder = vqgan(*flags, output_dir=tmp_path / "_".join(map(str, flags)))
+    def generator(*flags: object) -> dict:  # which does not wait
+        folder = vqgan("--disc_warmup_steps", 0, *flags, output_dir=tmp_path / "_".join(map(str, flags)))
         return final_state(folder)["parts"]["generator"]
 
-    as_preset = final_state(vqgan_run)["parts"]["generator"]
-    without_judge = generator("--disc_weight", 0)
-    for flags in (("--disc_warmup_steps", 100), ("--disc_start", 100)):  # it never enters: the same
-        assert differences(generator(*flags), without_judge) == []
+    as_preset, without_judge = generator(), generator("--disc_weight", 0)
+    assert differences(generator("--disc_start", 100), without_judge) == []  # it never enters
     for other in (without_judge, generator("--perceptual_weight", 0), generator("--texture_weight", 1)):
         assert differences(other, as_preset) != []
     many = ("--num_vq_embeddings", 512)  # of which some are dead

@@ -30,11 +30,11 @@ def parts(request, trunk):
     return criterion, torch.rand(2, 1, 32, 32) * 2 - 1, output.detach().requires_grad_()
 
 
-def test_before_the_discriminator_trains_nothing_is_prepared_for_it(parts):
+def test_without_the_discriminator_nothing_is_prepared_for_it(parts):
     """Augmenting pixels that nobody judges would be work, and would move the random stream."""
     criterion, images, output = parts
     before = torch.get_rng_state()
-    gradient, losses, judged = criterion(images, output, judging=False, adversarial=False)
+    gradient, losses, judged = criterion(images, output, adversarial=False)
     assert judged is None and losses.keys() <= {"l1", "lpips", "texture"}
     if criterion.perceptual is None:
         assert torch.equal(torch.get_rng_state(), before)
@@ -49,30 +49,36 @@ def test_before_the_discriminator_trains_nothing_is_prepared_for_it(parts):
 
 def test_nothing_that_is_returned_holds_a_graph(parts):
     criterion, images, output = parts
-    gradient, losses, (real, fake) = criterion(images, output, judging=True, adversarial=True)
+    gradient, losses, (real, fake) = criterion(images, output, adversarial=True)
     assert not any(tensor.requires_grad for tensor in (gradient, *losses.values(), *real, *fake))
 
 
-def test_a_discriminator_trains_before_its_loss_counts(parts):
+def test_what_is_judged_is_the_same_whether_the_generator_learns_or_waits(parts):
     criterion, images, output = parts
+    images[:, :, :8] = -1.0
+    with torch.no_grad():
+        output[:, :, :8] = -1.5
     torch.manual_seed(1)
-    alone, _, _ = criterion(images, output, judging=False, adversarial=False)
+    _, _, judged = criterion(images, output, adversarial=True)
     torch.manual_seed(1)
-    gradient, losses, (real, fake) = criterion(images, output, judging=True, adversarial=False)
-    assert torch.equal(gradient, alone) and "gan" not in losses
-    assert [maps.shape for maps in real] == [maps.shape for maps in fake]
-    loss = discriminator_loss(criterion.discriminator, real, fake)
-    loss.backward()
-    assert all(parameter.grad is not None for parameter in criterion.discriminator.parameters())
-    assert output.grad is None  # what a discriminator learns is no matter of the reconstruction
+    for learning, waiting in zip(judged, criterion.judged(images, output), strict=True):
+        assert all(map(torch.equal, learning, waiting))
+
+
+def test_the_discriminator_learns_nothing_of_the_generator(parts):
+    criterion, images, output = parts
+    for judged in (criterion(images, output, adversarial=True)[2], criterion.judged(images, output)):
+        discriminator_loss(criterion.discriminator, *judged).backward()
+        assert all(parameter.grad is not None for parameter in criterion.discriminator.parameters())
+        assert output.grad is None
 
 
 def test_the_adversarial_loss_enters_by_its_weights(parts):
     criterion, images, output = parts
     torch.manual_seed(1)
-    alone, _, _ = criterion(images, output, judging=True, adversarial=False)
+    alone, _, _ = criterion(images, output, adversarial=False)
     torch.manual_seed(1)
-    gradient, losses, (_, fake) = criterion(images, output, judging=True, adversarial=True)
+    gradient, losses, (_, fake) = criterion(images, output, adversarial=True)
     torch.testing.assert_close(losses["gan"], hinge_loss_generator(criterion.discriminator(fake)))
     assert 0 < losses["lambda"] <= 1
     torch.manual_seed(1)
@@ -93,10 +99,10 @@ def test_beyond_an_end_of_the_scale_where_the_scan_ends_too_nothing_is_wrong(par
         output[:, :, :16] = -1.5
         output[:, :, 8:12] = 1.5
     torch.manual_seed(1)
-    gradient, losses, _ = criterion(images, output, judging=False, adversarial=False)
+    gradient, losses, _ = criterion(images, output, adversarial=False)
     assert (gradient[:, :, :12] == 0).all() and (gradient[:, :, 12:16] != 0).all()
     torch.manual_seed(1)
-    _, as_shown, _ = criterion(images, torch.where(images.abs() >= 1, images, output), judging=False, adversarial=False)
+    _, as_shown, _ = criterion(images, torch.where(images.abs() >= 1, images, output), adversarial=False)
     assert all(torch.equal(loss, as_shown[name]) for name, loss in losses.items())
 
 
@@ -105,9 +111,9 @@ def test_air_has_no_part_in_the_adversarial_loss(parts):
     criterion, images, output = parts
     images[:, :, :8] = -1.0
     torch.manual_seed(1)
-    alone, _, _ = criterion(images, output, judging=True, adversarial=False)
+    alone, _, _ = criterion(images, output, adversarial=False)
     torch.manual_seed(1)
-    gradient, losses, _ = criterion(images, output, judging=True, adversarial=True)
+    gradient, losses, _ = criterion(images, output, adversarial=True)
     assert torch.equal(gradient[:, :, :8], alone[:, :, :8])
     added = ((gradient - alone) / DISC_WEIGHT / losses["lambda"])[:, :, 8:]
     tissue = [F.pad(part, (0, 0, 8, 0)) for part in (alone[:, :, 8:], added)]
@@ -125,8 +131,8 @@ def test_half_precision_loses_no_gradient(trunk):
     weight = 2.0**-13
     criterion = Criterion(PatchDiscriminator(8), tiny_vq_model().decoder.conv_out, perceptual, 32, weight, weight, 1)
     (l1,) = torch.autograd.grad((images - output).abs().mean(), output)
-    full, _, _ = criterion(images, output, judging=False, adversarial=False)
+    full, _, _ = criterion(images, output, adversarial=False)
     with torch.autocast("cpu", dtype=torch.float16):
-        half, _, _ = criterion(images, output, judging=False, adversarial=False)
+        half, _, _ = criterion(images, output, adversarial=False)
     error = (half - full).norm() / (full - l1).norm()
     assert error < 0.1

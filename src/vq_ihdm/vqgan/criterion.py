@@ -48,21 +48,22 @@ class Criterion:
 
     def __call__(
         self, images: torch.Tensor, output: torch.Tensor, adversarial: bool
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], Judged]:
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], Judged | None]:
         """
         Args:
             images: (B, 1, H, W) in [-1, 1].
             output: their reconstructions, a leaf that requires its gradient.
-            adversarial: whether the loss of the discriminator takes part.
+            adversarial: whether the discriminator takes part.
 
         Returns:
-            the gradient (B, 1, H, W); the losses by name; and what the discriminator judges, of images and of output.
-            None of them has a graph.
+            the gradient (B, 1, H, W); the losses by name; and what the discriminator judges, of images and of output,
+            None unless it takes part. None of them has a graph.
         """
-        ended, shown, windows = self._shown(images, output)
+        shown = as_shown(images, output)  # beyond an end of the scale nothing is wrong
         losses = {"l1": (images - shown).abs().mean()}
         reconstruction_loss = losses["l1"]
         if self.perceptual is not None:
+            windows = draw_windows(len(images), images.shape[-2:], self.window_size, images.device)
             with torch.no_grad():
                 real = self.perceptual.features(crop(images, windows))
             fake = self.perceptual.features(crop(shown, windows))
@@ -72,35 +73,35 @@ class Criterion:
                 losses["texture"] = self.perceptual.texture(real, fake)
                 reconstruction_loss = reconstruction_loss + self.texture_weight * losses["texture"]
         gradient = pixel_gradient(reconstruction_loss, output, retain_graph=adversarial)
+        if not adversarial:
+            return gradient, detached(losses), None
         if isinstance(self.discriminator, PatchDiscriminator):
             real, fake = [diff_augment(images)], [diff_augment(shown)]
-        if adversarial:
-            losses["gan"] = hinge_loss_generator(self.discriminator(fake))
-            adversarial_gradient = pixel_gradient(losses["gan"], output, retain_graph=False)
-            # Nor is there a texture to find. Left in, air is what a discriminator tells scans by, which have it exact:
-            # nearly all of both gradients at the last layer comes from there, and lambda says nothing of tissue.
-            adversarial_gradient = adversarial_gradient.masked_fill(ended, 0)
-            of_tissue = gradient.masked_fill(ended, 0), adversarial_gradient
-            losses["lambda"] = adaptive_weight(*of_tissue, self.last_input, self.last_layer.weight)
-            gradient = gradient + self.disc_weight * losses["lambda"] * adversarial_gradient
+        losses["gan"] = hinge_loss_generator(self.discriminator(fake))
+        adversarial_gradient = pixel_gradient(losses["gan"], output, retain_graph=False)
+        # Nor is there a texture to find at an end. Left in, air is what a discriminator tells scans by, which have it
+        # exact: nearly all of both gradients at the last layer comes from there, and lambda says nothing of tissue.
+        ended = images.abs() >= 1
+        adversarial_gradient = adversarial_gradient.masked_fill(ended, 0)
+        of_tissue = gradient.masked_fill(ended, 0), adversarial_gradient
+        losses["lambda"] = adaptive_weight(*of_tissue, self.last_input, self.last_layer.weight)
+        gradient = gradient + self.disc_weight * losses["lambda"] * adversarial_gradient
         return gradient, detached(losses), (real, [judged.detach() for judged in fake])
 
     @torch.no_grad()
     def judged(self, images: torch.Tensor, output: torch.Tensor) -> Judged:
-        """What the discriminator judges, of images and of output, where it alone learns: as a call gives it."""
-        _, shown, windows = self._shown(images, output)
+        """What the discriminator judges, of images and of output, where nobody else learns."""
+        shown = as_shown(images, output)
         if isinstance(self.discriminator, PatchDiscriminator):
             return [diff_augment(images)], [diff_augment(shown)]
-        return tuple(self.perceptual.features(crop(side, windows)) for side in (images, shown))
+        windows = draw_windows(len(images), images.shape[-2:], self.window_size, images.device)
+        real, fake = (self.perceptual.features(crop(side, windows)) for side in (images, shown))
+        return real, fake
 
-    def _shown(self, images: torch.Tensor, output: torch.Tensor):
-        """Where a scan is at an end of its scale, as in air; the output as a picture shows it; and the windows.
 
-        There an output beyond the end is shown as the same, and is no error.
-        """
-        ended = images.abs() >= 1
-        shown = torch.where(ended & (output * images >= 1), images, output)
-        return ended, shown, draw_windows(len(images), images.shape[-2:], self.window_size, images.device)
+def as_shown(images: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """Reconstructions with the scan's own pixels where it is at an end of its scale, as in air, and they beyond it."""
+    return torch.where((images.abs() >= 1) & (output * images >= 1), images, output)
 
 
 def detached(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
