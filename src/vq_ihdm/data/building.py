@@ -186,36 +186,46 @@ def build_set(
             members = sorted((s for s in strata if split_of[s] == split), key=published.__getitem__)
             slices = write_shards(folder / "data", split, members, published_rows, features, progress)
             if share and not slices:
-                why = rejections.write(args.output_dir)
-                if not strata and rejections.rows:
-                    raise InputError(f"nothing can be used; for one, {rejections.rows[-1][-1]}")
-                raise InputError(
-                    f"no usable slice for the {split} split: {len(strata)} subjects were found and {why}; add "
-                    "subjects, or give that split no share with --split."
-                )
+                left_out = rejections.write(args.output_dir)
+                raise InputError(why_empty(split, len(strata), rejections, left_out))
             if slices:
                 counts[split] = {"subjects": len(slices), "slices": slices.total()}
         # `load_dataset` finds its cached copy by the folder's last name and the card, not by the files' content: a
         # digest in their names, which the card gives, keeps sets of the same name and columns apart.
         for path in (folder / "data").iterdir():
             path.rename(path.with_stem(f"{path.stem}-{digests.published}"))
-        facts = {
-            "spacing_mm": [float(mm) for mm in spacing_mm],
-            "image_size": list(args.image_size),
-            "bit_depth": args.bit_depth,
-            "source": source.name,
-            "licence": source.licence,
-            "redistribution": source.redistribution,
-            "template": not source.people,
-            "splits": counts,
-            "preparation": {name: str(value) for name, value in settings.items()},
-            "digest": digests.content,
-        }
+        facts = set_facts(args, source, spacing_mm, settings) | {"splits": counts, "digest": digests.content}
         (folder / "vq_ihdm.json").write_text(json.dumps(facts, indent=2) + "\n")
         choices = {"seed": args.seed, "shares of the splits": args.split, "inputs": str(rejections)}
         write_data_card(folder, source, features, facts, {**settings, **choices}, digests.published)
     tell(counts)
     print(f"{args.output_dir}: complete; {rejections.write(args.output_dir)}")
+
+
+def set_facts(
+    args: argparse.Namespace, source: Source, spacing_mm: Sequence[float], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a set says of itself in `vq_ihdm.json`, but for what was counted; arguments as of `build_set`."""
+    return {
+        "spacing_mm": [float(mm) for mm in spacing_mm],
+        "image_size": list(args.image_size),
+        "bit_depth": args.bit_depth,
+        "source": source.name,
+        "licence": source.licence,
+        "redistribution": source.redistribution,
+        "template": not source.people,
+        "preparation": {name: str(value) for name, value in settings.items()},
+    }
+
+
+def why_empty(split: str, num_subjects: int, rejections: Rejections, left_out: str) -> str:
+    """Why no slice is left for a split, in a sentence; `left_out` is what `rejections` says of itself."""
+    if not num_subjects and rejections.rows:
+        return f"nothing can be used; for one, {rejections.rows[-1][-1]}"
+    return (
+        f"no usable slice for the {split} split: {num_subjects} subjects were found and {left_out}; add subjects, or "
+        "give that split no share with --split."
+    )
 
 
 def tell(counts: Mapping[str, Mapping[str, int]]) -> None:
