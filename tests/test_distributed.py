@@ -98,7 +98,7 @@ def runs(tmp_path_factory, tiny_preset, template_set, pipeline_folder, plain_ihd
     """What two processes make: `vqgan`, the same `resumed`, `ihdm`, `wgan`, `images`, `shards`; and `stdout`."""
     folder = tmp_path_factory.mktemp("distributed")
     vqgan = ["train_vqgan.py", "--config", tiny_preset, "--dataset_name", template_set, "--perceptual", "none",
-             "--discriminator", "patch", "--max_train_steps", 4, "--report_to", "none",
+             "--discriminator", "patch", "--disc_warmup_steps", 0, "--max_train_steps", 4, "--report_to", "none",
              "--output_dir", folder / "vqgan"]  # fmt: skip
     ihdm = [*plain_ihdm, "--train_batch_size", 1, "--output_dir", folder / "ihdm"]
     gan = ["train_baseline.py", "--model", "wgan", "--dataset_name", template_set, "--latent_dim", 8,
