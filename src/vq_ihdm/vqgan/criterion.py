@@ -63,10 +63,7 @@ class Criterion:
         losses = {"l1": (images - shown).abs().mean()}
         reconstruction_loss = losses["l1"]
         if self.perceptual is not None:
-            windows = draw_windows(len(images), images.shape[-2:], self.window_size, images.device)
-            with torch.no_grad():
-                real = self.perceptual.features(crop(images, windows))
-            fake = self.perceptual.features(crop(shown, windows))
+            real, fake = self._features(images, shown)
             losses["lpips"] = self.perceptual.distance(real, fake)
             reconstruction_loss = reconstruction_loss + self.perceptual_weight * losses["lpips"]
             if self.texture_weight:
@@ -94,9 +91,14 @@ class Criterion:
         shown = as_shown(images, output)
         if isinstance(self.discriminator, PatchDiscriminator):
             return [diff_augment(images)], [diff_augment(shown)]
+        return self._features(images, shown)
+
+    def _features(self, images: torch.Tensor, shown: torch.Tensor) -> Judged:
+        """The maps of the same windows of both; those of the images without a graph."""
         windows = draw_windows(len(images), images.shape[-2:], self.window_size, images.device)
-        real, fake = (self.perceptual.features(crop(side, windows)) for side in (images, shown))
-        return real, fake
+        with torch.no_grad():
+            real = self.perceptual.features(crop(images, windows))
+        return real, self.perceptual.features(crop(shown, windows))
 
 
 def as_shown(images: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
