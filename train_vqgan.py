@@ -191,9 +191,10 @@ def main() -> None:
                 run.add(**losses)
         lr_scheduler.step()
         ema.update(unwrapped_g)
-        if args.l2_normalized_codes and codebook_learns:
-            normalize_codebook(codebook)
+        if args.l2_normalized_codes and not args.train_decoder_only:
             normalize_codebook(averaged_codebook)  # an average of unit vectors is shorter than one
+            if codebook_learns:
+                normalize_codebook(codebook)
         codes = {}
         if args.dead_code_steps and codebook_learns and (step + 1) % args.dead_code_steps == 0:
             counts = usage.total()
