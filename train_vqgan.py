@@ -98,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="start with the discriminator of this checkpoint of another run of the script",
     )
     add("--disc_weight", type=non_negative_float, default=0.8)
-    add("--disc_learning_rate", type=positive_float, default=2e-4)
+    add("--disc_learning_rate", type=positive_float, default=5e-4)
     add("--disc_start", type=non_negative_int, default=10_000, help="the discriminator trains from this step on")
     add(
         "--disc_warmup_steps",
