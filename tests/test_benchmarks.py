@@ -206,7 +206,8 @@ def test_a_folder_of_something_else_is_refused_before_anything_is_read(script, f
 
 def test_settings_are_searched_on_validation_by_equally_many_trials(benchmark, vqgan_run, tmp_path):
     flags = ("--vqvae", vqgan_run / "best", "--search_steps", 4, "--train_steps", 8, "--learning_rates", 0.001, 0.003)
-    _, results = benchmark("search.py", *flags)
+    # Of fewer images no code may tell a solver that has nearly converged in 35 steps from one of 50.
+    _, results = benchmark("search.py", *flags, "--num_images", 80)
     rows = json.loads((results / "results.json").read_text())
     for system in ("default", "absorbing", "ldm"):
         trials = [row for row in rows if row["system"] == system]
@@ -215,8 +216,7 @@ def test_settings_are_searched_on_validation_by_equally_many_trials(benchmark, v
         best = min(tried, key=lambda row: row["second_stage_kid"]["value"])
         assert {(row["learning_rate"], row["train_steps"]) for row in final} == {(best["learning_rate"], 8)}
         assert len(final) == 6 and len({json.dumps(row["sampling"]) for row in final}) == 6
-        apart = trials[:6] if system == "ldm" else trials  # its solver has converged by 35 steps: more draw the same
-        assert len({row["second_stage_kid"]["value"] for row in apart}) == len(apart)  # each rate and way reached it
+        assert len({row["second_stage_kid"]["value"] for row in trials}) == 8  # every rate and every way reached it
         folder = tmp_path / "work" / f"{system}_0.003_4"
         assert json.loads((folder / "config.json").read_text())["learning_rate"] == 0.003
     page = (results / "README.md").read_text()
